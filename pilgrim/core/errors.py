@@ -1,0 +1,26 @@
+"""Errors that a person can act on.
+
+Whatever is wrong with what the user gave us (a setting, a file, a checkpoint) is raised as a
+`PilgrimError` whose text is one sentence: the place, the value, and the cure. The command line
+prints that sentence and exits with code 2; anything else is a bug of ours and keeps its traceback.
+"""
+
+
+class PilgrimError(Exception):
+    """Something the user can mend; `str(error)` is one sentence with the place, the value and the cure."""
+
+
+class SettingsError(PilgrimError):
+    """A recipe or an override that is unknown, mistyped or contradicts itself."""
+
+
+class DataError(PilgrimError):
+    """Text, conversations or shards that can't be used as they are."""
+
+
+class CheckpointError(PilgrimError):
+    """No checkpoint in a folder is whole."""
+
+
+class ChangedRecipe(PilgrimError):
+    """The recipe differs from the one that a half-finished run was started with."""

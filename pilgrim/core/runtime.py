@@ -1,0 +1,283 @@
+"""What a run computes with: device, number format, compilation, and named randomness.
+
+`start` looks at the machine once, decides what "auto" means on it, and says in `Runtime.notes` what is
+slower than it could be. The number format is bf16 (8 bits of exponent like fp32, 8 of precision) where
+it is fast and known to be safe, else fp32.
+
+Randomness is named. Nothing draws from torch's global state, where one extra draw shifts all that follow;
+instead `runtime.generator("shuffle", epoch)` gives a generator whose seed is a hash of (run's seed, name,
+parts). Two names are independent, and the same name gives the same numbers on every machine and after
+every resume.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from pilgrim.core import machine
+from pilgrim.core.config import Settings
+from pilgrim.core.errors import SettingsError
+
+GB = 1e9
+LITTLE_MEMORY_BYTES = 2 * GB
+LITTLE_DISK_BYTES = 2 * GB
+COMPILE_GAIN = "on a CPU, training takes about 1.3 times as long without it"  # measured: 4 layers, width 256
+
+
+class RuntimeSettings(Settings):
+    """The recipe's `[runtime]`: what to compute with. "auto" takes the best that this machine has."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field(
+        default="auto", description="where to compute; auto: CUDA, else MPS, else the CPU"
+    )
+    dtype: Literal["auto", "bf16", "fp32"] = Field(
+        default="auto", description="number format; auto: bf16 where it is fast and safe, else fp32"
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto", description="torch.compile for training; auto: where a working C++ compiler is found"
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads; left out: as many as torch chooses"
+    )
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What was decided. `notes` are sentences about what is slower than it could be, to be told once."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool
+    seed: int
+    notes: tuple[str, ...] = ()
+
+    def seed_for(self, name: str, *parts: int) -> int:
+        """A 63-bit seed for the named purpose, the same on every machine."""
+        key = json.dumps([self.seed, name, *parts]).encode("utf-8")
+        return int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 1
+
+    def generator(self, name: str, *parts: int) -> torch.Generator:
+        """A fresh CPU generator for the named purpose, such as `generator("shuffle", epoch)`.
+
+        On the CPU even where a GPU computes, so that the draws do not depend on the device.
+        """
+        return torch.Generator("cpu").manual_seed(self.seed_for(name, *parts))
+
+
+def start(settings: RuntimeSettings, seed: int) -> Runtime:
+    """Decides what to compute with, and sets torch's thread count if the settings give one.
+
+    Raises SettingsError when a device, number format or compiler is asked for that is not there.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    notes: list[str] = []
+    device = _device(settings.device, notes)
+    dtype = _dtype(settings.dtype, device, notes)
+    use_compile = _compile(settings.compile, device, notes)
+    return Runtime(device, dtype, use_compile, seed, tuple(notes))
+
+
+def _device(asked: str, notes: list[str]) -> torch.device:
+    trouble: dict[str, Callable[[], str | None]] = {"cuda": _cuda_trouble, "mps": _mps_trouble}
+    if asked != "auto":
+        if asked in trouble and (why := trouble[asked]()):
+            raise SettingsError(f'runtime.device = "{asked}": {why}; write "auto" or "cpu"')
+        return torch.device(asked)
+    for name, find_trouble in trouble.items():
+        why = find_trouble()
+        if why is None:
+            return torch.device(name)
+        if name == "cuda" and torch.cuda.is_available():
+            notes.append(f"The GPU is not used: {why}. A CPU is tens of times slower.")
+    return torch.device("cpu")
+
+
+def _cuda_trouble() -> str | None:
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this torch is built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA GPU or no driver for it"
+    return machine.gpu_trouble()
+
+
+def _mps_trouble() -> str | None:
+    return None if torch.backends.mps.is_available() else "this is no Mac with Apple's GPU"
+
+
+def _dtype(asked: str, device: torch.device, notes: list[str]) -> torch.dtype:
+    fast, slow_because = _bf16(device)
+    if asked == "fp32" or (asked == "auto" and not fast):
+        if asked == "auto":
+            notes.append(
+                f"Computing in fp32, as {slow_because}; where it is fast, bf16 trains twice as fast."
+            )
+        return torch.float32
+    if not fast:
+        if not _bf16_exists(device):
+            raise SettingsError(f'runtime.dtype = "bf16": {slow_because}; write "fp32" or "auto"')
+        notes.append(f'bf16 was asked for, but {slow_because}; runtime.dtype = "fp32" may be faster.')
+    return torch.bfloat16
+
+
+def _bf16(device: torch.device) -> tuple[bool, str]:
+    """Whether bf16 is fast and safe there, and if not, why."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return fast, "this GPU is older than compute capability 8.0 and has no bf16"
+    if device.type == "mps":
+        return False, 'bf16 training on an Apple GPU has not been verified (runtime.dtype = "bf16" tries it)'
+    return bool(machine.bf16_instructions()), "this processor has neither AVX-512-BF16 nor AMX"
+
+
+def _bf16_exists(device: torch.device) -> bool:
+    """A CPU can always compute in bf16, if slowly; Apple's GPU can from macOS 14 on."""
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
+    return device.type == "cpu"
+
+
+def _compile(asked: str, device: torch.device, notes: list[str]) -> bool:
+    if asked == "off":
+        return False
+    if asked == "auto" and sys.platform == "darwin":
+        notes.append(f"torch.compile is off, as it has not been verified on macOS; {COMPILE_GAIN}.")
+        return False
+    if why := _compile_trouble(device):
+        if asked == "on":
+            raise SettingsError(f'runtime.compile = "on": {why}; install it or write "auto"')
+        notes.append(f"torch.compile is off, as {why}; {COMPILE_GAIN}.")
+        return False
+    if device.type == "cpu" and (compiler := machine.cpp_compiler()):
+        os.environ["CXX"] = compiler  # torch itself would take g++ or a broken $CXX, and not look further
+    return True
+
+
+def _compile_trouble(device: torch.device) -> str | None:
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if machine.cpp_compiler() is None:
+        return f"no working C++ compiler is found ({_install_compiler()})"
+    return None
+
+
+def _install_compiler() -> str:
+    if sys.platform == "darwin":
+        return "xcode-select --install"
+    return "Debian and Ubuntu: apt install g++ python3-dev"
+
+
+# For `pilgrim doctor` -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing about this machine. `advice` says what to do about what is slow or bad."""
+
+    name: str
+    value: str
+    verdict: Literal["good", "slow", "bad"] = "good"
+    advice: str | None = None
+
+
+def facts() -> list[Fact]:
+    """What this machine has and what "auto" makes of it."""
+    runtime = start(RuntimeSettings(), seed=0)
+    return [
+        _python_fact(),
+        Fact("torch", torch.__version__),
+        _cores_fact(),
+        _instructions_fact(runtime),
+        _memory_fact(),
+        _disk_fact(),
+        _gpu_fact(),
+        _compiler_fact(),
+        Fact("device", runtime.device.type),
+        _dtype_fact(runtime),
+        _compile_fact(runtime),
+    ]
+
+
+def _python_fact() -> Fact:
+    return Fact("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _cores_fact() -> Fact:
+    cores, threads = machine.cores(), torch.get_num_threads()
+    value = f"{machine.processor_name()}, {cores} core{'s' if cores > 1 else ''}, {threads} threads"
+    if threads > cores:
+        advice = f"torch starts more threads than there are cores; set runtime.threads = {cores}"
+        return Fact("processor", value, "slow", advice)
+    return Fact("processor", value)
+
+
+def _instructions_fact(runtime: Runtime) -> Fact:
+    found = machine.bf16_instructions()
+    if found or runtime.device.type != "cpu":
+        return Fact("instructions", ", ".join(found) or "neither AVX-512-BF16 nor AMX (the GPU computes)")
+    advice = "bf16 needs a processor with AVX-512-BF16 or AMX, or a GPU; pocket recipes run in fp32 meanwhile"
+    return Fact("instructions", "neither AVX-512-BF16 nor AMX", "slow", advice)
+
+
+def _memory_fact() -> Fact:
+    total, free = machine.memory_bytes()
+    if free is None:
+        return Fact("memory", f"{total / GB:.1f} GB")
+    value = f"{total / GB:.1f} GB, {free / GB:.1f} GB free"
+    if free < LITTLE_MEMORY_BYTES:
+        return Fact("memory", value, "bad", "close other programs; the pocket recipe wants 2 GB free")
+    return Fact("memory", value)
+
+
+def _disk_fact() -> Fact:
+    free = machine.disk_free_bytes(Path.cwd())
+    if free < LITTLE_DISK_BYTES:
+        return Fact("disk", f"{free / GB:.1f} GB free here", "bad", "make room, or set another runs folder")
+    return Fact("disk", f"{free / GB:.1f} GB free here")
+
+
+def _gpu_fact() -> Fact:
+    found = machine.gpu()
+    if found is None:
+        if shutil.which("nvidia-smi"):
+            advice = "torch can't use it: install a torch built for CUDA and a recent NVIDIA driver"
+            return Fact("gpu", f"an NVIDIA driver is here, but {_cuda_trouble()}", "slow", advice)
+        return Fact("gpu", "none", "slow", "a pocket model needs none; larger recipes do")
+    if "capability" not in found:
+        return Fact("gpu", found["name"])
+    value = f"{found['name']}, {found['memory_bytes'] / GB:.0f} GB, capability {found['capability']}"
+    if why := machine.gpu_trouble():
+        return Fact("gpu", value, "bad", f"torch can't compute on it ({why}); install a torch built for it")
+    return Fact("gpu", value)
+
+
+def _compiler_fact() -> Fact:
+    if found := machine.cpp_compiler():
+        return Fact("compiler", found)
+    return Fact("compiler", "no working C++ compiler", "slow", f"install one ({_install_compiler()})")
+
+
+def _dtype_fact(runtime: Runtime) -> Fact:
+    if runtime.dtype == torch.bfloat16:
+        return Fact("dtype", "bf16")
+    return Fact(
+        "dtype", "fp32", "slow", f"{_bf16(runtime.device)[1]}; where bf16 is fast, it trains twice as fast"
+    )
+
+
+def _compile_fact(runtime: Runtime) -> Fact:
+    if runtime.compile:
+        return Fact("compile", "on")
+    why = _compile_trouble(runtime.device) or 'not verified on macOS; runtime.compile = "on" tries it'
+    return Fact("compile", "off", "slow", why)
