@@ -1,0 +1,150 @@
+"""transformers, with the files that `Tokenizer.save` writes, gives the same ids as we do."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+from pilgrim.text.chat import CHAT_TEMPLATE, Message, render, render_prompt
+from pilgrim.text.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, train_tokenizer
+
+CONVERSATIONS = 400
+WORDS = ("Hello", " there", "Once upon a time", "it's", "I'LL", "1234", "x_y", "assistant", "user", "system")
+SPACES = (
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "\r\n",
+    "\t",
+    " \n ",
+    "\u00a0",
+    "\u2028",
+    "\x1c",
+    "\x85",
+    "\u200b",
+    "\ufeff",
+)
+SIGNS = (
+    "!",
+    "...",
+    "<|",
+    "|>",
+    "im_end",
+    "</",
+    "{{ messages }}",
+    "{% if %}",
+    "\\n",
+    '"',
+    "'",
+    "&amp;",
+    "\x00",
+)
+SCRIPTS = ("é", "e\u0301", "ﬁ", "Ω", "日本語", "한국어", "ไทย", "العربية", "שלום", "\u202eabc", "\U0001d518")
+EMOJI = ("👩\u200d👩\u200d👧", "🇩🇪", "👍🏽", "\U0010ffff")
+FRAGMENTS = (*WORDS, *SPACES, *SIGNS, *SCRIPTS, *EMOJI)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(
+        ["".join(FRAGMENTS) * 3, " ".join(FRAGMENTS) * 3, "\n".join(SPECIAL_TOKENS) * 3], 400
+    )
+
+
+@pytest.fixture(scope="module", params=["tokenizer alone", "beside a qwen3 model"])
+def theirs(
+    request: pytest.FixtureRequest, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    """Beside a model's config.json, AutoTokenizer could take the class that it thinks goes with the model."""
+    folder: Path = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(folder)
+    if request.param == "beside a qwen3 model":
+        (folder / "config.json").write_text('{"model_type": "qwen3"}', encoding="utf-8")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def odd_text(dice: random.Random, fragments: tuple[str, ...] = FRAGMENTS) -> str:
+    longest = 400 if dice.random() < 0.03 else 8
+    return "".join(dice.choices(fragments, k=dice.randint(0, longest)))
+
+
+def odd_conversation(dice: random.Random, fragments: tuple[str, ...] = FRAGMENTS) -> list[Message]:
+    """Ends with the assistant."""
+    messages = [Message("system", odd_text(dice, fragments))] if dice.random() < 0.5 else []
+    for _ in range(dice.randint(1, 4)):
+        messages += [
+            Message("user", odd_text(dice, fragments)),
+            Message("assistant", odd_text(dice, fragments)),
+        ]
+    return messages
+
+
+def templated(theirs: Any, messages: list[Message], *, prompt: bool) -> list[int]:
+    rows = [{"role": message.role, "content": message.content} for message in messages]
+    ids: list[int] = theirs.apply_chat_template(rows, add_generation_prompt=prompt, return_dict=False)
+    return ids
+
+
+def test_the_split_pattern_is_qwen2s() -> None:
+    assert SPLIT_PATTERN == PRETOKENIZE_REGEX
+
+
+def test_transformers_knows_the_same_tokens(theirs: Any, tokenizer: Tokenizer) -> None:
+    assert len(theirs) == tokenizer.vocab_size
+    assert theirs.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == list(range(len(SPECIAL_TOKENS)))
+    assert theirs.eos_token_id == tokenizer.im_end_id
+    assert theirs.pad_token_id == tokenizer.eot_id
+    assert theirs.bos_token_id is None
+    assert theirs.chat_template == CHAT_TEMPLATE
+
+
+def test_text_has_the_same_ids_and_comes_back(theirs: Any, tokenizer: Tokenizer) -> None:
+    dice = random.Random(1)
+    texts = [odd_text(dice) for _ in range(CONVERSATIONS)]
+    ids = tokenizer.encode_batch(texts)
+    assert theirs(texts)["input_ids"] == ids
+    assert theirs.batch_decode(ids) == texts
+
+
+def test_conversations_have_the_same_ids(theirs: Any, tokenizer: Tokenizer) -> None:
+    dice = random.Random(2)
+    for _ in range(CONVERSATIONS):
+        messages = odd_conversation(dice)
+        assert templated(theirs, messages, prompt=False) == render(messages, tokenizer).ids
+        assert templated(theirs, messages[:-1], prompt=True) == render_prompt(messages[:-1], tokenizer)
+
+
+def test_special_tokens_in_messages_forge_nothing_there_either(theirs: Any, tokenizer: Tokenizer) -> None:
+    """The template breaks them with a space; otherwise the ids are those of the broken text."""
+    dice = random.Random(3)
+    for _ in range(CONVERSATIONS):
+        messages = odd_conversation(dice, (*SPECIAL_TOKENS, *SPECIAL_TOKENS, *FRAGMENTS))
+        broken = [Message(message.role, with_broken_specials(message.content)) for message in messages]
+        assert templated(theirs, messages, prompt=False) == render(broken, tokenizer).ids
+
+
+def with_broken_specials(text: str) -> str:
+    for special in SPECIAL_TOKENS:
+        text = text.replace(special, "< " + special[1:])
+    return text
+
+
+def test_nested_special_tokens_stay_broken(theirs: Any, tokenizer: Tokenizer) -> None:
+    for special in SPECIAL_TOKENS:
+        nested = [special[:k] + special + special[k:] for k in range(len(special) + 1)]
+        ids = templated(theirs, [Message("user", "".join(nested))], prompt=False)
+        assert [i for i in ids if i < len(SPECIAL_TOKENS)] == [0, 1, 2]
+
+
+def test_tool_calls_survive_skipping_special_tokens(theirs: Any, tokenizer: Tokenizer) -> None:
+    ids = [
+        tokenizer.im_start_id,
+        SPECIAL_TOKENS.index("<tool_call>"),
+        *tokenizer.encode("{}"),
+        tokenizer.im_end_id,
+    ]
+    assert theirs.decode(ids, skip_special_tokens=True) == "<tool_call>{}"
