@@ -1,0 +1,359 @@
+"""The report: self-contained, safe with hostile text, honest about what is missing, small for long runs."""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pilgrim.core.errors import PilgrimError
+from pilgrim.lab.report import write_report
+from pilgrim.lab.report_charts import CURVE_POINTS
+from pilgrim.lab.report_curves import curve, downsample, smooth, spread
+from pilgrim.lab.report_text import clock, compact, duration, highlight_toml, moment, number, percent, plain
+
+ATTACK = "</script><script>alert(1)</script><!--<b onload=x>\"'&"
+
+Row = dict[str, Any]
+
+
+class Page(HTMLParser):
+    """What a browser would find: tags with their attributes, scripts and styles, and the readable text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.raw: dict[str, list[str]] = {"script": [], "style": []}
+        self.text = ""
+        self._inside = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in self.raw:
+            self._inside = tag
+            self.raw[tag].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.raw[self._inside][-1] += data
+        else:
+            self.text += data
+
+    def having(self, tag: str, attribute: str) -> list[str]:
+        return [str(attrs[attribute]) for name, attrs in self.tags if name == tag and attribute in attrs]
+
+    @property
+    def payload(self) -> Row:
+        payload: Row = json.loads(self.raw["script"][0])
+        return payload
+
+
+def report(folder: Path) -> Page:
+    return Page(write_report(folder).read_text(encoding="utf-8"))
+
+
+def write_rows(file: Path, rows: list[Row]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_object(file: Path, value: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value), encoding="utf-8")
+
+
+def train(stage: Path, steps: int, prompt: str = "Once upon a time", text: str = " there was a fox") -> None:
+    write_rows(
+        stage / "metrics.jsonl",
+        [
+            {"step": n, "loss": 8 / n, "learning_rate": 0.02, "grad_norm": 1.0, "tokens": 100 * n}
+            for n in range(1, steps + 1)
+        ],
+    )
+    write_rows(stage / "timings.jsonl", [{"step": steps, "elapsed_s": float(steps), "tokens_per_s": 100.0}])
+    write_rows(stage / "evals.jsonl", [{"step": n, "bpb": 3.0 - n / steps, "loss": 4.0} for n in (0, steps)])
+    write_rows(stage / "samples.jsonl", [{"step": n, "prompt": prompt, "text": text} for n in (0, steps)])
+    write_rows(stage / "events.jsonl", [{"time": "2026-05-03T14:05:09.123+00:00", "kind": "start"}])
+
+
+def finish(stage: Path, elapsed_s: float, **summary: object) -> None:
+    write_object(stage / "DONE.json", {"stage": stage.name, "elapsed_s": elapsed_s, "summary": summary})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A tiny finished run."""
+    folder = tmp_path / "tiny"
+    finish(folder / "tokenizer", 2.0, vocab_size=4096, bytes_per_token=3.914)
+    finish(folder / "shards", 3.0, train_documents=10, train_tokens=7_340_000, val_documents=2, val_bytes=800)
+    for stage, elapsed_s in (("pretrain", 60.0), ("midtrain", 20.0), ("sft", 10.0)):
+        train(folder / stage, 4)
+        finish(
+            folder / stage,
+            elapsed_s,
+            steps=4,
+            tokens=400,
+            loss=2.0,
+            bpb=1.5,
+            train_s=elapsed_s - 1,
+            tokens_per_s=9352.2,
+            parameters=4_327_936,
+        )
+    finish(folder / "evaluate", 5.0)
+    write_object(
+        folder / "evaluate" / "result.json",
+        {
+            "bpb": {"val": {"bpb": 0.9431, "bytes": 591634, "documents": 820}},
+            "behaviour": {"ended": {"share": 0.985, "n": 200, "low": 0.957, "high": 0.995}},
+            "examples": [
+                {"kind": "story", "prompt": "A story, please", "reply": "Once.", "ended": True},
+                {"kind": "story", "prompt": "Another", "reply": "and then and then", "ended": False},
+            ],
+        },
+    )
+    (folder / "recipe.toml").write_text('name = "tiny"\n[midtrain]\nsteps = 4\n[sft]\nsteps = 4\n')
+    write_object(
+        folder / "provenance.json",
+        {
+            "time": "2026-05-03T14:05:09+00:00",
+            "command": ["pilgrim", "run", "recipes/tiny.toml"],
+            "seed": 1,
+            "code": None,
+            "hardware": {"processor": "An abacus", "cores": 2, "memory_bytes": 2**34, "gpu": None},
+        },
+    )
+    return folder
+
+
+def test_shows_what_the_run_reached(run: Path) -> None:
+    text = report(run).text
+    for expected in (
+        "tiny",
+        "0.943",
+        "4.33 M",
+        "1 min 40 s",
+        "98.5%",
+        "9,352",
+        "An abacus, 2 cores",
+        "16.0 GiB",
+    ):
+        assert expected in text, expected
+    for expected in (
+        "there was a fox",
+        "A story, please",
+        "cut off at the limit",
+        "pilgrim run recipes/tiny.toml",
+    ):
+        assert expected in text, expected
+
+
+def test_is_one_file_that_loads_nothing(run: Path) -> None:
+    html = write_report(run).read_text(encoding="utf-8")
+    page = Page(html)
+    assert not re.search(r"(?:https?:)?//[\w.]+\.\w", re.sub(r"http://www\.w3\.org/2000/svg", "", html))
+    assert not re.search(r"url\((?!#)|@import|\bfetch\(|XMLHttpRequest|\bimport\(", html)
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "img", "iframe", "object", "base"), tag
+        assert "src" not in attributes
+        assert str(attributes.get("href", "#")).startswith("#")
+
+
+def test_policy_forbids_the_network_and_names_the_only_script_and_style(run: Path) -> None:
+    page = report(run)
+    (policy,) = [str(attrs["content"]) for tag, attrs in page.tags if tag == "meta" and "http-equiv" in attrs]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for code in (page.raw["script"][1], page.raw["style"][0]):
+        assert f"sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}" in policy
+    # Under this policy neither style attributes nor event handlers would do anything.
+    assert not any(name == "style" or name.startswith("on") for _, attrs in page.tags for name in attrs)
+
+
+def test_hostile_text_stays_text(run: Path) -> None:
+    train(run / "pretrain", 4, prompt="Say " + ATTACK, text=ATTACK)
+    train(run / ATTACK.replace("/", "\\"), 4)
+    finish(run / "tokenizer", 2.0, vocab_size=ATTACK)
+    write_rows(run / "pretrain" / "events.jsonl", [{"time": ATTACK, "kind": ATTACK, "what": ATTACK}])
+    write_object(
+        run / "evaluate" / "result.json",
+        {
+            "bpb": {ATTACK: {"bpb": ATTACK}},
+            "behaviour": {ATTACK: {"share": ATTACK}},
+            "examples": [{"kind": ATTACK, "prompt": ATTACK, "reply": ATTACK}],
+        },
+    )
+    write_object(run / "provenance.json", {"time": ATTACK, ATTACK: {ATTACK: ATTACK}})
+    (run / "recipe.toml").write_text(f"name = '''{ATTACK}'''\n# {ATTACK}\n")
+    page = report(run)
+    assert len(page.raw["script"]) == 2  # the numbers and our code
+    assert "<" not in page.raw["script"][0]
+    assert page.payload["stages"][-1]["name"] == ATTACK.replace("/", "\\")  # and it is still JSON
+    assert not any(tag == "b" and "onload" in attrs for tag, attrs in page.tags)
+    assert page.text.count(ATTACK) >= 10
+
+
+def test_text_that_html_or_utf8_cannot_hold(run: Path) -> None:
+    train(run / "pretrain", 4, text="nul \0 bell \a half \ud83d tab\there")
+    assert "nul ␀ bell ␇ half ? tab\there" in report(run).text
+
+
+def test_an_empty_folder_has_a_report_of_dashes(tmp_path: Path) -> None:
+    page = report(tmp_path)
+    assert page.payload["stages"] == []
+    assert "No stage has trained yet" in page.text
+    assert not re.search(r"\b(?:nan|None|Undefined|null)\b", page.text)
+
+
+def test_a_run_under_way(tmp_path: Path) -> None:
+    finish(tmp_path / "tokenizer", 2.0, vocab_size=None)
+    train(tmp_path / "pretrain", 3)
+    with (tmp_path / "pretrain" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed while writing
+    (tmp_path / "pretrain" / "samples.jsonl").write_text('{"step"')
+    page = report(tmp_path)
+    assert page.payload["stages"] == [{"name": "pretrain", "first": 0, "last": 3, "resumed": []}]
+    assert "under way" in page.text
+    assert "– tokens in the vocabulary" in page.text
+    assert "2.000" in page.text  # the newest bits per byte that there are
+    assert "No samples yet" in page.text
+
+
+def test_a_stage_that_the_recipe_leaves_out_is_not_missing(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text('name = "short"\n[sft]\nsteps = 3\n')
+    stages = [
+        attrs["data-stage"] for tag, attrs in report(tmp_path).tags if tag == "li" and "data-stage" in attrs
+    ]
+    assert stages == ["tokenizer", "shards", "pretrain", "sft", "evaluate"]
+
+
+def test_values_that_are_not_finite_are_counted_and_not_drawn(run: Path) -> None:
+    rows: list[Row] = [
+        {"step": 1, "loss": 3.0},
+        {"step": 2, "loss": "nan"},
+        {"step": 3, "loss": None},
+        {"step": 4},
+    ]
+    write_rows(run / "pretrain" / "metrics.jsonl", rows)
+    page = report(run)
+    loss = page.payload["charts"][0]["series"][0]
+    assert (loss["x"], loss["y"]) == ([1], [3.0])
+    assert "1 values were not finite" in page.text
+
+
+def test_damaged_file_is_named(run: Path) -> None:
+    (run / "sft" / "DONE.json").write_text("{")
+    with pytest.raises(PilgrimError, match=r"DONE\.json"):
+        write_report(run)
+
+
+def test_a_long_run_stays_small_and_keeps_its_spike(tmp_path: Path) -> None:
+    steps = 100_000
+    folder = tmp_path / "pretrain"
+    train(folder, 1)
+    losses = [math.exp(-n / 30_000) + (70.0 if n == 77_777 else 0.0) for n in range(steps)]
+    write_rows(folder / "metrics.jsonl", [{"step": n, "loss": loss} for n, loss in enumerate(losses)])
+    sample = "<&>" * 500
+    write_rows(
+        folder / "samples.jsonl",
+        [{"step": n, "prompt": f"prompt {n % 8}", "text": sample} for n in range(1600)],
+    )
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    page = Page(html)
+    loss = page.payload["charts"][0]["series"][0]
+    assert len(html.encode()) < 3_000_000
+    assert len(loss["x"]) <= CURVE_POINTS
+    assert loss["y"][loss["x"].index(77_777)] == max(loss["y"]) > 70
+    assert "The longest curve has 100,000 measurements" in page.text
+    assert "Of 8 prompts with up to 200 samples each" in page.text
+
+
+def test_downsampling_keeps_ends_order_and_every_buckets_extremes() -> None:
+    points = [(n, math.sin(n * n)) for n in range(1000)]
+    kept = downsample(points, 102)
+    assert len(kept) <= 102
+    assert kept == sorted(kept)
+    assert set(kept) <= set(points)
+    assert {points[0], points[-1]} <= set(kept)
+    inner = points[1:-1]
+    for bucket in range(50):
+        values = [value for _, value in inner[bucket * 998 // 50 : (bucket + 1) * 998 // 50]]
+        assert {min(values), max(values)} <= {value for _, value in kept}
+    assert downsample(points[:100], 102) == points[:100]
+
+
+def test_smoothing_has_no_bias_and_no_lag() -> None:
+    constant = smooth([(n, 5.0) for n in range(50)], window=10)
+    assert all(math.isclose(value, 5.0) for _, value in constant)
+    line = [(n, float(n)) for n in range(200)]
+    step, value = smooth(line, window=10)[100]
+    assert step == 100
+    assert math.isclose(value, 100.0)  # a mean that looked back only would be several steps behind
+    assert smooth(line, window=1.0) == line
+
+
+def test_curve_ignores_rows_without_the_value() -> None:
+    rows: list[Row] = [
+        {"step": 2, "bpb": 1},
+        {"step": 1, "bpb": 2.5},
+        {"step": 3},
+        {"bpb": 9.0},
+        {"step": 4, "bpb": "inf"},
+    ]
+    made = curve(rows, "bpb", limit=10)
+    assert made.points == [(1, 2.5), (2, 1.0)]
+    assert (made.measured, made.not_finite) == (2, 1)
+
+
+def test_spread_is_even_and_keeps_the_ends() -> None:
+    assert spread(3, 5) == [0, 1, 2]
+    assert spread(11, 3) == [0, 5, 10]
+    assert spread(0, 3) == []
+
+
+def test_how_values_are_written() -> None:
+    assert [number(1234567), number(0.94312, 3), number(None), number(True)] == [
+        "1,234,567",
+        "0.943",
+        "–",
+        "–",
+    ]
+    assert [compact(n) for n in (7, 999, 999_999, 4_327_936, 51e6, 2e9)] == [
+        "7",
+        "999",
+        "1.00 M",
+        "4.33 M",
+        "51.0 M",
+        "2.00 B",
+    ]
+    assert [duration(s) for s in (0.42, 9.96, 59.6, 462, 11_520, 200_000, math.nan)] == [
+        "0.4 s",
+        "10 s",
+        "1 min 0 s",
+        "7 min 42 s",
+        "3 h 12 min",
+        "2 d 7 h",
+        "–",
+    ]
+    assert [percent(share) for share in (0.985, 1, 0.0, None)] == ["98.5%", "100%", "0%", "–"]
+    assert moment("2026-05-03T16:05:09+02:00") == "3 May 2026, 14:05 UTC"
+    assert clock(0) == "1970-01-01 00:00:00"
+    assert [moment(value) for value in (None, "yesterday", 1e30)] == ["–", "yesterday", "1e+30"]
+    assert plain(None) == "–"
+
+
+def test_recipe_is_highlighted_table_by_table() -> None:
+    first, second = highlight_toml('name = "a # b"  # <note>\n\n[model]\ndepth = 4\ntied = true\n')
+    assert '<span class="t-string">&#34;a # b&#34;</span>' in first
+    assert '<span class="t-comment"># &lt;note&gt;</span>' in first
+    assert second.startswith('<span class="t-table">[model]</span>')
+    assert '<span class="t-key">depth</span> = <span class="t-number">4</span>' in second
+    assert '<span class="t-number">true</span>' in second
