@@ -156,7 +156,7 @@ def _compile(asked: str, device: torch.device, notes: list[str]) -> bool:
         return False
     if why := _compile_trouble(device):
         if asked == "on":
-            raise SettingsError(f'runtime.compile = "on": {why}; install it or write "auto"')
+            raise SettingsError(f'runtime.compile = "on": {why}; mend that, or write "auto"')
         notes.append(f"torch.compile is off, as {why}; {COMPILE_GAIN}.")
         return False
     if device.type == "cpu" and (compiler := machine.cpp_compiler()):
@@ -169,6 +169,8 @@ def _compile_trouble(device: torch.device) -> str | None:
         return "triton is not installed"
     if machine.cpp_compiler() is None:
         return f"no working C++ compiler is found ({_install_compiler()})"
+    if device.type == "cpu" and " " in torch.__file__:
+        return f"torch lies in a path with a space ({torch.__file__}), which it does not quote for the compiler"
     return None
 
 

@@ -154,7 +154,7 @@ def test_overrides_add_up_over_calls() -> None:
 def test_a_built_recipe_can_not_change() -> None:
     recipe = Recipe(name="a")
     with pytest.raises(ValueError, match="frozen"):
-        recipe.seed = 3
+        recipe.seed = 3  # type: ignore[misc]
 
 
 def test_a_field_that_may_be_none_must_have_none_as_default() -> None:

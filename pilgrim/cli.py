@@ -1,0 +1,379 @@
+"""The commands: names, help, and nothing else. Each one imports what does its work only when it is called.
+
+    pilgrim run recipes/pocket.toml      ->  pilgrim.stages.journey.run_journey(...)
+    pilgrim chat pocket                  ->  pilgrim.serve.terminal.chat(...)
+
+That keeps `pilgrim --help` instant: importing torch alone takes seconds. Every command is wrapped in
+`guarded`, which turns what a person can mend (a PilgrimError) into one sentence and exit code 2, and Ctrl-C
+into exit code 130 with the command that goes on. Anything else is a bug of ours and keeps its traceback.
+"""
+
+import difflib
+import functools
+import secrets
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, ParamSpec
+
+import typer
+
+from pilgrim.core.errors import PilgrimError
+
+if TYPE_CHECKING:
+    from pilgrim.core.runtime import Fact
+
+P = ParamSpec("P")
+
+RUNS = Path("runs")  # where `pilgrim run` puts run folders: below the folder it is called in
+
+
+def examples(title: str, *pairs: tuple[str, str]) -> str:
+    """An epilog: commands with what they do, in a block that can be copied."""
+    lines = "\n".join(f"# {what}\n{command}" for command, what in pairs)
+    return f"**{title}**\n\n```\n{lines}\n```\n"
+
+
+app = typer.Typer(
+    name="pilgrim",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "A first walk",
+        ("pilgrim doctor", "what this machine is, and what will be slow on it"),
+        ("pilgrim run recipes/pocket.toml", "train the small model: minutes on two CPU cores"),
+        ("pilgrim chat pocket", "talk to it"),
+        ("pilgrim run recipes/pocket.toml name=try2 model.depth=2", "change something"),
+        ("pilgrim report try2", "and see what it did, in runs/try2/report.html"),
+        ("pilgrim run --help", "every command says more about itself"),
+    ),
+)
+
+
+def main() -> None:
+    """What the console script and `python -m pilgrim` start."""
+    app()
+
+
+def guarded(after_stop: str = "start it again with") -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """A decorator that tells errors and Ctrl-C as said above; `after_stop` leads in the same command."""
+
+    def decorate(command: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(command)
+        def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                command(*args, **kwargs)
+            except PilgrimError as error:
+                _complain(str(error))
+                raise typer.Exit(2) from None
+            except KeyboardInterrupt:
+                _complain(f"stopped; {after_stop}: {_this_command()}")
+                raise typer.Exit(130) from None
+
+        return wrapped
+
+    return decorate
+
+
+def _complain(sentence: str) -> None:
+    """One red sentence on stderr. It may quote file names and settings, so no markup is read from it."""
+    from rich.console import Console
+
+    Console(stderr=True).print(
+        sentence, style="red", markup=False, highlight=False, emoji=False, soft_wrap=True
+    )
+
+
+def _this_command() -> str:
+    """The command line as it can be typed again, whether or not `pilgrim` is on the PATH."""
+    python, here = Path(sys.executable), Path.cwd()
+    python = python.relative_to(here) if python.is_relative_to(here) else python
+    program = ["pilgrim"] if shutil.which("pilgrim") else [str(python), "-m", "pilgrim"]
+    return shlex.join([*program, *sys.argv[1:]])
+
+
+# Run folders --------------------------------------------------------------------------------------
+
+
+def find_run(name: str | None) -> Path:
+    """The run folder that a person means: runs/`name`, or a path; None: the one that was trained last.
+
+    Raises PilgrimError if there is none.
+    """
+    if name is None:
+        trained = [(_last_trained(folder), folder) for folder in _runs() if _last_trained(folder) > 0]
+        if not trained:
+            raise PilgrimError(
+                f"{RUNS}/: no trained model is here; train one: pilgrim run recipes/pocket.toml"
+            )
+        return max(trained)[1]
+    for folder in (RUNS / name, Path(name)):
+        if (folder / "recipe.toml").exists():
+            return folder
+    names = [folder.name for folder in _runs()]
+    near = difflib.get_close_matches(Path(name).name, names, 1)
+    if near:
+        cure = f"did you mean {near[0]}?"
+    elif names:
+        cure = f"the runs here are {', '.join(names)}"
+    else:
+        cure = "make one: pilgrim run recipes/pocket.toml"
+    raise PilgrimError(
+        f"{name} is no run, neither below {RUNS}/ nor as a path to a folder with a recipe.toml; {cure}"
+    )
+
+
+def _runs() -> Iterator[Path]:
+    return (file.parent for file in sorted(RUNS.glob("*/recipe.toml")))
+
+
+def _last_trained(run: Path) -> float:
+    """When a stage of the run last saved a checkpoint; 0 if none ever did."""
+    return max((file.stat().st_mtime for file in run.glob("*/checkpoints/LATEST")), default=0.0)
+
+
+RunArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="A run: its name below runs/, such as pocket, or the path of its folder."
+    ),
+]
+
+
+# Commands -----------------------------------------------------------------------------------------
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"pilgrim {version('pilgrim')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """From raw text to a chatbot of your own, on this machine.
+
+    A recipe (a TOML file) says what to learn from, how big the model is and how long to train.
+    `pilgrim run` walks through it, stage by stage: learn a vocabulary (tokenizer), turn text into token ids
+    (shards), learn language (pretrain), meet conversations (midtrain), learn to answer (sft), measure
+    (evaluate). Everything lands in one folder, runs/NAME, which the other commands read.
+    """
+
+
+@app.command(
+    epilog=examples(
+        "Examples",
+        ("pilgrim run recipes/pocket.toml", "the whole walk"),
+        (
+            "pilgrim run recipes/pocket.toml name=try2 model.depth=2 pretrain.steps=60",
+            "a smaller, shorter one",
+        ),
+        ("pilgrim run recipes/pocket.toml --until pretrain", "stop before it learns to chat"),
+        ("pilgrim run recipes/pocket.toml --only evaluate", "measure once more"),
+        (
+            "pilgrim run runs/pocket/recipe.toml name=again",
+            "a run's own recipe, every setting in it, is one too",
+        ),
+    )
+)
+@guarded(after_stop="the last checkpoint is kept; go on with")
+def run(
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE", help="The recipe, such as recipes/pocket.toml.", show_default=False),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings that replace the recipe's.", show_default=False),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Walk this stage alone; those before it must be done.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop when this stage is done.")] = None,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="Go on with a half-finished run although it was started with other settings.",
+        ),
+    ] = False,
+) -> None:
+    """Walk through a recipe: from raw text to a model that chats.
+
+    The stages are tokenizer, shards, pretrain, midtrain, sft and evaluate. Each writes its own folder below
+    runs/NAME and is done when DONE.json stands in it.
+
+    Stop it whenever you like (Ctrl-C, or worse): the same command goes on where it was, and ends with the
+    same model to the bit.
+    """
+    from pilgrim.stages.journey import run_journey
+
+    run_journey(recipe, overrides or [], only=only, until=until, accept_changes=accept_changes)
+
+
+@app.command(
+    epilog=examples(
+        "Examples",
+        ("pilgrim chat", "with the newest model"),
+        ("pilgrim chat pocket --temperature 0.9 --top-p 0.95", "livelier"),
+        ("pilgrim chat pocket --temperature 0", "always the likeliest token"),
+        ('pilgrim chat pocket --say "Hello!" --say "Tell me a story."', "ask, print the replies, and end"),
+    )
+)
+@guarded()
+def chat(
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="RUN", help="The run: its name or folder. Left out: the one trained last."),
+    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="Words before the first turn.")] = None,
+    temperature: Annotated[
+        float, typer.Option(help="0: always the likeliest token; higher: livelier.")
+    ] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens.")] = None,
+    top_p: Annotated[float, typer.Option(help="Draw among the likeliest that reach this probability.")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Leave out what is rarer than this share of the likeliest.")
+    ] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1, what was just said gets rarer.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest reply, in tokens.")] = 256,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed, the same replies. Left out: others.")
+    ] = None,
+    say: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Print the reply to this and end; can be repeated."),
+    ] = None,
+) -> None:
+    """Chat with a trained model in the terminal.
+
+    In the chat, /help lists the commands: /reset forgets the conversation, /retry has the last message
+    answered once more, /save writes the conversation to a file, /temperature 0.5 turns that dial.
+    """
+    folder = find_run(run)
+    from pilgrim.core.config import build
+    from pilgrim.infer.sampling import Sampling
+    from pilgrim.serve import terminal
+
+    dials = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "max_tokens": max_tokens,
+        "seed": secrets.randbelow(2**32) if seed is None else seed,
+    }
+    sampling = build(Sampling, dials, "pilgrim chat")
+    if not say:
+        terminal.chat(folder, sampling=sampling, system=system)
+        return
+    for prompt, reply in terminal.exchanges(folder, say, sampling=sampling, system=system):
+        typer.echo(f"> {prompt}\n{reply}\n")
+
+
+@app.command(
+    "eval",
+    epilog=examples(
+        "Example", ("pilgrim eval pocket && pilgrim report pocket", "measure again, and show it")
+    ),
+)
+@guarded()
+def eval_command(run: RunArgument) -> None:
+    """Measure a trained model: bits per byte on text it never saw, and how it behaves in a chat.
+
+    Does it end its replies, does it repeat itself, does it know its name? `pilgrim run` does this as its last
+    stage; this command does it again. The result is in RUN/evaluate/.
+    """
+    folder = find_run(run)
+    from pilgrim.stages.evaluate import evaluate_run
+
+    evaluate_run(folder)
+
+
+@app.command(epilog=examples("Example", ("pilgrim report pocket", "writes runs/pocket/report.html")))
+@guarded()
+def report(run: RunArgument) -> None:
+    """Write RUN/report.html: curves, samples growing up, evaluation, recipe, times.
+
+    One file that needs no network, for any browser. It can be written while the run is still at work.
+    """
+    folder = find_run(run)
+    from pilgrim.lab.report import write_report
+
+    typer.echo(f"wrote {write_report(folder)}")
+
+
+@app.command(
+    epilog=examples(
+        "Example", ("pilgrim export pocket --to hf --out pocket-hf", "for transformers, vLLM and others")
+    )
+)
+@guarded()
+def export(
+    run: RunArgument,
+    to: Annotated[Literal["hf"], typer.Option(help="hf: a Hugging Face folder.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder to write; an earlier export is replaced.")
+    ],
+    dtype: Annotated[
+        Literal["fp32", "bf16"], typer.Option(help="fp32: to the bit what was trained; bf16: half as large.")
+    ] = "fp32",
+) -> None:
+    """Write a trained model as a folder that other programs load.
+
+    The model is numerically Qwen3ForCausalLM, so whatever runs Qwen3 runs it; the tokenizer and the chat
+    template come along.
+    """
+    folder = find_run(run)
+    from pilgrim.export import huggingface
+
+    typer.echo(f"wrote {huggingface.export(folder, out, dtype, say=typer.echo)}")
+
+
+@app.command()
+@guarded()
+def doctor() -> None:
+    """Look at this machine: what will be used, what will be slow, and what to do about it.
+
+    Changes nothing. The same facts are kept with every run, in provenance.json.
+    """
+    from pilgrim.core.runtime import facts
+
+    _show_facts(facts())
+
+
+def _show_facts(facts: "Sequence[Fact]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    colors = {"good": "green", "slow": "yellow", "bad": "bold red"}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for header in ("what", "found here", "verdict"):
+        table.add_column(header, overflow="fold")
+    for fact in facts:
+        table.add_row(fact.name, Text(fact.value), Text(fact.verdict, style=colors[fact.verdict]))
+    console = Console(highlight=False)
+    console.print(table)
+    value = {fact.name: fact.value for fact in facts}
+    console.print(
+        f"\nA run computes on {value['device']} in {value['dtype']}, torch.compile {value['compile']}.",
+        markup=False,
+    )
+    for fact in facts:
+        if fact.advice:
+            console.print(
+                Text.assemble((f"{fact.name}: ", colors[fact.verdict]), fact.advice), soft_wrap=True
+            )
