@@ -1,0 +1,153 @@
+"""From token sets to batches, with the position as a value.
+
+    token set --shuffle--> windows of documents --pack--> rows --take n--> batch
+
+Everything is a pure function of the seed and the position: epoch e, window w of the shuffled documents,
+row r of that window's packing. The loader hands out (batch, position), and started again from that
+position it gives the same next batch, to the bit. Nothing else has to be remembered.
+
+Shapes: b rows, t tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pilgrim.core.runtime import Runtime
+from pilgrim.data.packing import Piece, plan
+from pilgrim.data.shards import TokenSet
+
+IGNORED = -100  # a target that no loss counts: padding, and what the model is not to say
+WINDOW = 4096  # documents shuffled and packed together: bounds memory, and fills rows well
+
+Position = dict[str, Any]  # plain JSON: it is saved in checkpoints
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows. Token i is to predict `targets_bt[i]`; `documents_bt` says who may attend to whom."""
+
+    inputs_bt: Tensor  # int64
+    targets_bt: Tensor  # int64, IGNORED where no loss counts
+    documents_bt: Tensor  # int32, the number of the document within its row; -1 is padding
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many targets count: the divisor of the loss."""
+        return int((self.targets_bt != IGNORED).sum())
+
+    @property
+    def tokens(self) -> int:
+        """How many places hold a token, and no padding."""
+        return int((self.documents_bt >= 0).sum())
+
+    def micro(self, rows: int) -> Iterator["Batch"]:
+        """The batch in parts of at most `rows` rows, for gradient accumulation."""
+        for first in range(0, self.inputs_bt.shape[0], rows):
+            part = slice(first, first + rows)
+            yield Batch(self.inputs_bt[part], self.targets_bt[part], self.documents_bt[part])
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        if device.type == "cpu":
+            return self
+        return Batch(
+            *(x.to(device, non_blocking=True) for x in (self.inputs_bt, self.targets_bt, self.documents_bt))
+        )
+
+
+class Rows(Protocol):
+    """An endless stream of packed rows that can be entered at any position."""
+
+    def rows(self, position: Position | None) -> Iterator[tuple[Batch, Position]]:
+        """Yield (one row as a batch of b = 1, the position after it)."""
+        ...
+
+
+def build_row(tokens: TokenSet, pieces: Sequence[Piece], context: int, end_id: int) -> Batch:
+    """One row from its pieces. The target of a document's last token is `end_id`: here it ends.
+
+    In a conversation only the marked tokens are targets, and its end is not: <|im_end|> has said it.
+    """
+    inputs = np.full(context, end_id, dtype=np.int64)
+    targets = np.full(context, IGNORED, dtype=np.int64)
+    documents = np.full(context, -1, dtype=np.int32)
+    at = 0
+    for number, piece in enumerate(pieces):
+        begin, end = tokens.starts[piece.document], tokens.starts[piece.document + 1]
+        first = begin + piece.start
+        last = first + piece.length
+        here = slice(at, at + piece.length)
+        inputs[here] = tokens.tokens[first:last]
+        following = tokens.tokens[first + 1 : min(last + 1, end)]
+        targets[at : at + len(following)] = following
+        if tokens.trained is not None:
+            targets[at : at + len(following)][~tokens.trained[first + 1 : min(last + 1, end)]] = IGNORED
+        elif last == end:
+            targets[at + piece.length - 1] = end_id
+        documents[here] = number
+        at += piece.length
+    row = (torch.from_numpy(x)[None] for x in (inputs, targets, documents))
+    return Batch(*row)
+
+
+class PackedRows:
+    """The rows of one token set, forever: every epoch in a new order, packed anew."""
+
+    def __init__(self, tokens: TokenSet, context: int, end_id: int, runtime: Runtime) -> None:
+        self.tokens, self.context, self.end_id, self.runtime = tokens, context, end_id, runtime
+
+    def rows(self, position: Position | None) -> Iterator[tuple[Batch, Position]]:
+        epoch, window, done = (
+            (position["epoch"], position["window"], position["row"]) if position else (0, 0, 0)
+        )
+        windows = -(-self.tokens.documents // WINDOW)
+        while True:
+            for pieces in self._packed(epoch, window)[done:]:
+                done += 1
+                row = build_row(self.tokens, pieces, self.context, self.end_id)
+                yield row, {"epoch": epoch, "window": window, "row": done}
+            done, window = 0, window + 1
+            if window == windows:
+                epoch, window = epoch + 1, 0
+
+    def _packed(self, epoch: int, window: int) -> list[list[Piece]]:
+        """The rows of one window, shuffled: packing sorts by length, and a batch should see all lengths."""
+        order = self._permutation("documents", self.tokens.documents, epoch)
+        rows = plan(self.tokens.lengths, order[window * WINDOW : (window + 1) * WINDOW], self.context)
+        return [rows[i] for i in self._permutation("rows", len(rows), epoch, window)]
+
+    def _permutation(self, what: str, n: int, *parts: int) -> NDArray[np.int64]:
+        generator = self.runtime.generator(f"shuffle {what} {self.tokens.name}", *parts)
+        order: NDArray[np.int64] = torch.randperm(n, generator=generator).numpy()
+        return order
+
+
+def one_pass(tokens: TokenSet, context: int, end_id: int, rows: int) -> Iterator[Batch]:
+    """Every document once, in batches of at most `rows` rows, in a fixed order: for validation."""
+    packed = plan(tokens.lengths, np.arange(tokens.documents), context)
+    for at in range(0, len(packed), rows):
+        yield stack([build_row(tokens, pieces, context, end_id) for pieces in packed[at : at + rows]])
+
+
+def stack(rows: Sequence[Batch]) -> Batch:
+    """Rows of b = 1 as one batch."""
+    return Batch(
+        torch.cat([row.inputs_bt for row in rows]),
+        torch.cat([row.targets_bt for row in rows]),
+        torch.cat([row.documents_bt for row in rows]),
+    )
+
+
+def batches(source: Rows, rows: int, position: Position | None) -> Iterator[tuple[Batch, Position]]:
+    """(batch of `rows` rows, position after it), forever, beginning at `position`."""
+    stream = source.rows(position)
+    while True:
+        taken = list(islice(stream, rows))
+        yield stack([row for row, _ in taken]), taken[-1][1]

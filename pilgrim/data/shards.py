@@ -1,0 +1,144 @@
+"""Token shards: documents as token ids on disk, ready to be mapped into memory.
+
+A token set `train` in a folder is three or four plain files:
+
+    train.tokens.npy    all documents' ids, one after another (uint16, or uint32 for a large vocabulary)
+    train.starts.npy    where each document starts, and where the last one ends (int64)
+    train.trained.npy   only for conversations: is this token one that the model learns to say? (bool)
+    train.json          counts, sources, the tokenizer's hash, and a sha256 of each of the files
+
+Every document begins with <|endoftext|>, so the first real token has something to be predicted from.
+The manifest is written last: a set without one was never finished.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilgrim.core.errors import DataError
+from pilgrim.core.files import explained, sha256_file, write_json_atomic
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document as token ids, with the mask of what is trained (None: everything)."""
+
+    ids: list[int]
+    trained: list[bool] | None
+    source: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class TokenSet:
+    """A token set mapped into memory: only what is read of it is loaded."""
+
+    name: str
+    tokens: NDArray[np.unsignedinteger]
+    starts: NDArray[np.int64]
+    trained: NDArray[np.bool_] | None
+    manifest: dict[str, object]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens in every document, [documents]."""
+        return np.diff(self.starts)
+
+    @property
+    def documents(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of the text that the tokens stand for."""
+        return int(str(self.manifest["bytes"]))
+
+
+def write_token_set(
+    folder: Path, name: str, documents: Iterable[Document], vocab_size: int, tokenizer: str
+) -> None:
+    """Write a token set. `tokenizer` is the hash of the tokenizer that made the ids.
+
+    Raises DataError if there is no document, PilgrimError if the disk is full or writing is not allowed.
+    """
+    dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
+    parts: list[NDArray[np.unsignedinteger]] = []
+    masks: list[NDArray[np.bool_]] = []
+    lengths, text_bytes, sources, some_untrained = [0], 0, dict[str, int](), False
+    for document in documents:
+        parts.append(np.asarray(document.ids, dtype=dtype))
+        some_untrained = some_untrained or document.trained is not None
+        masks.append(np.asarray(document.trained or [True] * len(document.ids), dtype=np.bool_))
+        lengths.append(len(document.ids))
+        text_bytes += document.bytes
+        sources[document.source] = sources.get(document.source, 0) + 1
+    if not parts:
+        raise DataError(
+            f"{name}: there is no document to make a token set from; name at least one non-empty file"
+        )
+
+    arrays: dict[str, NDArray[np.generic]] = {
+        "tokens": np.concatenate(parts),
+        "starts": np.cumsum(np.asarray(lengths, dtype=np.int64)),
+    }
+    if some_untrained:
+        arrays["trained"] = np.concatenate(masks)
+    hashes = {}
+    with explained("written", folder / f"{name}.json"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind, array in arrays.items():
+            file = folder / f"{name}.{kind}.npy"
+            np.save(file, array)
+            hashes[file.name] = sha256_file(file)
+    write_json_atomic(
+        folder / f"{name}.json",
+        {
+            "documents": len(parts),
+            "tokens": int(arrays["tokens"].size),
+            "trained_tokens": sum(int(mask.sum()) for mask in masks),
+            "bytes": text_bytes,
+            "sources": sources,
+            "vocab_size": vocab_size,
+            "tokenizer": tokenizer,
+            "sha256": hashes,
+        },
+    )
+
+
+def open_token_set(folder: Path, name: str, tokenizer: str | None = None) -> TokenSet:
+    """Map a token set into memory, after checking its hashes.
+
+    Raises DataError if it is missing, damaged, or made by another tokenizer than `tokenizer` (a hash).
+    """
+    manifest_file = folder / f"{name}.json"
+    cure = f"delete {folder} and run again to make it anew"
+    try:
+        manifest = json.loads(manifest_file.read_bytes())
+        hashes, made_by = dict(manifest["sha256"]), manifest["tokenizer"]
+        whole = {f"{name}.tokens.npy", f"{name}.starts.npy"} <= hashes.keys()
+    except FileNotFoundError:
+        raise DataError(f"{manifest_file} is missing, so the token set was never finished; {cure}") from None
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise DataError(f"{manifest_file} is damaged: it does not describe a token set; {cure}")
+    for file, digest in hashes.items():
+        if not (folder / file).exists():
+            raise DataError(f"{folder / file} is missing; {cure}")
+        if sha256_file(folder / file) != digest:
+            raise DataError(
+                f"{folder / file} is damaged: its sha256 is not the one in {manifest_file.name}; {cure}"
+            )
+    if tokenizer is not None and made_by != tokenizer:
+        raise DataError(f"{manifest_file} was made with another tokenizer than the run's; {cure}")
+
+    def array(kind: str) -> NDArray[np.generic]:
+        mapped: NDArray[np.generic] = np.load(folder / f"{name}.{kind}.npy", mmap_mode="r")
+        return mapped
+
+    trained = array("trained") if f"{name}.trained.npy" in hashes else None
+    return TokenSet(name, array("tokens"), array("starts"), trained, manifest)  # type: ignore[arg-type]

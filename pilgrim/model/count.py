@@ -1,0 +1,119 @@
+"""What a network of a given shape costs: parameters, floating-point operations, bytes.
+
+Everything is exact arithmetic on the shape; nothing is measured and no network is made. Only matrix
+products are counted as operations, a multiplication and its addition as two, which is what "FLOPs"
+means in papers and in torch's own counter; norms, softmax and rotations are a percent or so beside
+them. A matrix with n entries costs 2n operations a token forward. Backward costs twice as much: one
+product for the gradient of the input, one for that of the weights.
+
+Attention's share depends on how many keys a query meets, and there are two honest answers:
+
+- *needed*: a token looks at itself and what came before it in its document, (n + 1) / 2 tokens on
+  average over a document of n. This is the useful work: divide it by the time for a share of the peak.
+- *multiplied*: a fused kernel with a mask multiplies every query of a row with every key of it and
+  then throws the forbidden scores away. It doesn't keep the scores for backward either, but computes
+  them again: five products instead of four (Dao et al. 2022). This is what the machine is busy with.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from pilgrim.model.config import ModelConfig
+
+FP32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers to learn, by kind. A table that is both embedding and head is counted once, as embedding."""
+
+    embedding: int
+    head: int
+    attention: int
+    mlp: int
+    norms: int
+
+    @property
+    def matrices(self) -> int:
+        """What Muon updates, and what scaling rules call the size: the maps inside the layers."""
+        return self.attention + self.mlp
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.embedding + self.head + self.attention + self.mlp + self.norms
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations per token: forward alone, and forward with backward."""
+
+    forward: int
+    training: int
+
+
+def parameters(config: ModelConfig) -> Parameters:
+    """The number of parameters of each kind."""
+    table = config.vocab_size * config.width
+    queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
+    return Parameters(
+        embedding=table,
+        head=0 if config.tied else table,
+        attention=config.depth * config.width * (2 * queries + 2 * keys),  # q and o; k and v
+        mlp=config.depth * config.width * 3 * config.mlp_width,
+        norms=config.depth * (2 * config.width + 2 * config.head_size) + config.width,
+    )
+
+
+def flops_needed(config: ModelConfig, document: int) -> Flops:
+    """Operations per token that training on documents of `document` tokens can't do without."""
+    scores = _scores_flops(config, document + 1) // 2
+    matrices = _matrix_flops(config)
+    return Flops(matrices + scores, 3 * (matrices + scores))
+
+
+def flops_multiplied(config: ModelConfig, row: int) -> Flops:
+    """Operations per token that a fused, masked kernel does over packed rows of `row` tokens."""
+    scores = _scores_flops(config, row)
+    matrices = _matrix_flops(config)
+    return Flops(matrices + scores, 3 * matrices + scores + 5 * scores // 2)
+
+
+def _matrix_flops(config: ModelConfig) -> int:
+    """Forward, per token. The head is multiplied whether it is a table of its own or the embedding."""
+    return 2 * (parameters(config).matrices + config.vocab_size * config.width)
+
+
+def _scores_flops(config: ModelConfig, keys: int) -> int:
+    """Forward, per token that meets `keys` keys: its scores, then the mixture of their values.
+
+    Grouped queries save memory, not operations: every query head meets the keys of its group.
+    """
+    return config.depth * 2 * (2 * config.heads * config.head_size * keys)
+
+
+def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes of all weights in `dtype`. Training keeps them in fp32."""
+    return parameters(config).total * dtype.itemsize
+
+
+def optimizer_bytes(config: ModelConfig) -> int:
+    """Bytes of the optimizers' state, which is fp32: Muon for the layers' matrices, AdamW for the rest.
+
+    Muon keeps a momentum for every entry and a second moment for every row; AdamW keeps two numbers
+    for every entry and a step count for every tensor.
+    """
+    count = parameters(config)
+    queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
+    # The rows of q, k and v, of o and down, and of gate and up.
+    rows = config.depth * (queries + 2 * keys + 2 * config.width + 2 * config.mlp_width)
+    tensors = 4 * config.depth + 1 + (1 if config.tied else 2)  # norms, and one or two tables
+    muon = count.matrices + rows
+    adamw = 2 * (count.embedding + count.head + count.norms) + tensors
+    return FP32_BYTES * (muon + adamw)
+
+
+def kv_cache_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Bytes that generation keeps for each token: a key and a value in every layer."""
+    return 2 * config.depth * config.kv_heads * config.head_size * dtype.itemsize

@@ -1,0 +1,94 @@
+"""The network: a decoder-only transformer, numerically transformers' `Qwen3ForCausalLM`.
+
+    ids -> embedding -> depth x [ x += attention(norm(x));  x += mlp(norm(x)) ] -> norm -> head -> logits
+
+Parameter names are Hugging Face's ("model.layers.0.self_attn.q_proj.weight"), so exporting a model is
+writing its tensors to a file. Nothing here knows of losses, optimizers or caches.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from pilgrim.model.attention import Attend, Attention
+from pilgrim.model.config import ModelConfig
+from pilgrim.model.layers import MLP, Linear, RMSNorm, rotary_angles
+
+
+class Block(nn.Module):
+    """One layer: attention, then MLP, each on a normalized copy and added back (pre-norm)."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x_btw: Tensor, angles: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        x_btw = x_btw + self.self_attn(self.input_layernorm(x_btw), angles, attend)
+        out: Tensor = x_btw + self.mlp(self.post_attention_layernorm(x_btw))
+        return out
+
+
+class Backbone(nn.Module):
+    """Embedding, blocks and final norm: token ids in, hidden states out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.depth))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+
+
+class Transformer(nn.Module):
+    """The whole model. Made on `device` with uninitialized weights: call `init.initialize` or load some."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Backbone(config)
+        self.lm_head = Linear(config.width, config.vocab_size)
+        if config.tied:
+            self.lm_head.weight = self.model.embed_tokens.weight  # type: ignore[assignment]
+
+    def forward(
+        self,
+        ids_bt: Tensor,
+        attend: Attend,
+        positions_bt: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Hidden states [b, t, width] in `dtype` after the final norm; `logits` turns them into scores.
+
+        `positions_bt` defaults to 0, 1, 2 … in every row. RoPE only sees differences of positions, so
+        packed documents need not start at 0.
+        """
+        if positions_bt is None:
+            positions_bt = torch.arange(ids_bt.shape[1], device=ids_bt.device)[None]
+        cos_btd, sin_btd = rotary_angles(positions_bt, self.config.head_size, self.config.rope_theta)
+        angles = cos_btd[:, None], sin_btd[:, None]  # one head axis, shared by all heads
+        x_btw = self.model.embed_tokens(ids_bt).to(dtype)
+        for block in self.model.layers:
+            x_btw = block(x_btw, angles, attend)
+        out: Tensor = self.model.norm(x_btw)
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores over the vocabulary, [..., vocab_size], in the hidden states' dtype."""
+        out: Tensor = self.lm_head(hidden)
+        return out
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter once, by its Hugging Face name: a tied head is the embedding and not repeated."""
+        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy in what `weights()` gave. Raises ValueError if the names are not the same."""
+        own = dict(self.named_parameters())
+        if own.keys() != weights.keys():
+            raise ValueError(f"weights of another model: {sorted(own.keys() ^ weights.keys())[:4]} differ")
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])

@@ -1,0 +1,76 @@
+"""AdamW (Loshchilov & Hutter 2019), for what is no matrix map: embedding, head and norm gains.
+
+Every entry keeps a running mean m of its gradient and v of its square; it moves by m / sqrt(v), both
+corrected for having started at zero. Weight decay is applied to the weight itself, not to the gradient.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def adamw_update(
+    weight: Tensor,
+    gradient: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One step for one parameter of any shape: new weight, mean and square; `step` counts from 1."""
+    mean = torch.lerp(mean, gradient, 1 - beta1)
+    square = torch.lerp(square, gradient.square(), 1 - beta2)
+    size = (square / (1 - beta2**step)).sqrt() + eps
+    update = mean / (1 - beta1**step) / size
+    return weight * (1 - lr * weight_decay) - lr * update, mean, square
+
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW. Group settings: `lr`, `betas`, `eps`, `weight_decay`."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.8, 0.95),
+        eps: float = 1e-10,
+        weight_decay: float = 0.0,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self._update = torch.compile(adamw_update, dynamic=False) if compile else adamw_update
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Apply one update to every parameter that has a gradient."""
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["step"] = torch.zeros((), device=p.device)
+                    state["mean"], state["square"] = torch.zeros_like(p), torch.zeros_like(p)
+                state["step"] += 1
+                weight, mean, square = self._update(
+                    p,
+                    p.grad,
+                    state["mean"],
+                    state["square"],
+                    state["step"],
+                    torch.tensor(group["lr"], device=p.device),
+                    beta1,
+                    beta2,
+                    group["eps"],
+                    group["weight_decay"],
+                )
+                p.copy_(weight)
+                state["mean"].copy_(mean)
+                state["square"].copy_(square)

@@ -1,0 +1,98 @@
+"""Which parameter gets which optimizer, and how a schedule reaches them.
+
+Matrices inside the blocks map one space to another: Muon. The embedding is a table of rows of which a
+batch touches few, the head is as wide as the vocabulary, norms are vectors: AdamW, each with a rate of
+its own. `Optimizers` holds both, applies the schedule, and saves its state under the parameters' names.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pilgrim.core.config import Settings
+from pilgrim.optim.adamw import AdamW
+from pilgrim.optim.muon import Muon
+
+
+class OptimSettings(Settings):
+    """`[optim]` of a recipe. Rates that are None follow from width and batch (optim/scaling.py)."""
+
+    matrix_lr: float | None = Field(default=None, ge=0, description="peak learning rate of Muon's matrices")
+    embedding_lr: float | None = Field(
+        default=None, ge=0, description="peak learning rate of the embedding table"
+    )
+    head_lr: float | None = Field(default=None, ge=0, description="peak learning rate of the head")
+    norm_lr: float | None = Field(default=None, ge=0, description="peak learning rate of the norms' gains")
+    weight_decay: float = Field(default=0.0, ge=0, description="cautious weight decay of the matrices")
+    momentum_start: float = Field(default=0.85, ge=0, lt=1, description="Muon's momentum at the first step")
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon's momentum once warmed up")
+    momentum_warmup: int = Field(default=100, ge=0, description="steps from the one to the other")
+
+    def with_rates(self, matrix: float, embedding: float, head: float, norm: float) -> "OptimSettings":
+        """The same settings with the rates that are None set to the given ones."""
+        given = {"matrix_lr": matrix, "embedding_lr": embedding, "head_lr": head, "norm_lr": norm}
+        return self.model_copy(update={k: v for k, v in given.items() if getattr(self, k) is None})
+
+
+class Optimizers:
+    """Muon and AdamW over one model, as one thing with one step."""
+
+    def __init__(self, model: nn.Module, settings: OptimSettings, dtype: torch.dtype, compile: bool) -> None:
+        """`settings` must be resolved (no rate None). Muon's products run in `dtype`."""
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        kinds: dict[str, list[Tensor]] = {"matrix": [], "embedding": [], "head": [], "norm": []}
+        for parameter, name in self._names.items():
+            kinds[kind_of(name, parameter)].append(parameter)
+        rates = {kind: getattr(settings, f"{kind}_lr") for kind in kinds}
+        if None in rates.values():
+            raise ValueError(f"optimizer rates must be resolved first: {rates}")
+        self.muon = Muon(
+            [{"params": kinds["matrix"], "base_lr": rates["matrix"]}],
+            weight_decay=settings.weight_decay,
+            dtype=dtype,
+            compile=compile,
+        )
+        self.adamw = AdamW(
+            [{"params": kinds[k], "base_lr": rates[k]} for k in ("embedding", "head", "norm") if kinds[k]],
+            compile=compile,
+        )
+
+    def step(self, multiplier: float, momentum: float) -> None:
+        """Update all parameters with their peak rates times `multiplier`, and clear the gradients."""
+        for group in (*self.muon.param_groups, *self.adamw.param_groups):
+            group["lr"] = group["base_lr"] * multiplier
+        for group in self.muon.param_groups:
+            group["beta"] = momentum
+        for optimizer in (self.muon, self.adamw):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state under names like "model.norm.weight/mean"; `load` takes it back."""
+        return {f"{name}/{key}": value for name, key, value in self._state()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back a state from `tensors()`, to the bit."""
+        owners = {name: p for p, name in self._names.items()}
+        for key, value in tensors.items():
+            name, _, what = key.rpartition("/")
+            parameter = owners[name]
+            optimizer = self.muon if parameter in set(self.muon.param_groups[0]["params"]) else self.adamw
+            optimizer.state[parameter][what] = value.to(parameter.device)
+
+    def _state(self) -> Iterator[tuple[str, str, Tensor]]:
+        for optimizer in (self.muon, self.adamw):
+            for parameter, state in optimizer.state.items():
+                for key, value in state.items():
+                    yield self._names[parameter], key, value
+
+
+def kind_of(name: str, parameter: Tensor) -> str:
+    """ "embedding", "head", "norm" or "matrix": which learning rate, and which optimizer."""
+    if parameter.ndim < 2:
+        return "norm"
+    if "embed_tokens" in name:
+        return "embedding"
+    return "head" if "lm_head" in name else "matrix"

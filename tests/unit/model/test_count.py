@@ -1,0 +1,149 @@
+"""The arithmetic of `count` against real networks, torch's own counter, and real optimizers."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from pilgrim.model.attention import Attend, packed_attention, reference_attention
+from pilgrim.model.config import ModelConfig, ModelSettings
+from pilgrim.model.count import (
+    Flops,
+    flops_multiplied,
+    flops_needed,
+    kv_cache_bytes,
+    optimizer_bytes,
+    parameters,
+    weight_bytes,
+)
+from pilgrim.model.init import initialize
+from pilgrim.model.transformer import Transformer
+from pilgrim.optim.adamw import AdamW
+from pilgrim.optim.muon import Muon
+
+aten = torch.ops.aten
+Shape = tuple[int, ...]
+B, T = 2, 24
+SHAPES = {
+    "plain": ModelSettings(depth=2, width=32, head_size=16),
+    "grouped": ModelSettings(depth=1, width=32, head_size=8, heads=4, kv_heads=2, mlp_width=80),
+    "tied": ModelSettings(depth=3, width=24, head_size=8, tied=True),
+    "wide heads": ModelSettings(depth=2, width=40, head_size=16, heads=6, kv_heads=3, mlp_width=56),
+    "one for all": ModelSettings(depth=2, width=64, head_size=16, kv_heads=1, tied=True),
+}
+pytestmark = pytest.mark.parametrize("config", [s.config(51) for s in SHAPES.values()], ids=list(SHAPES))
+
+
+def network(config: ModelConfig) -> Transformer:
+    model = Transformer(config)
+    initialize(model, torch.Generator().manual_seed(1))
+    return model
+
+
+def counted(config: ModelConfig, attention: Callable[[Tensor], Attend], counter: FlopCounterMode) -> Flops:
+    """Per token, by torch's counter watching a real forward and a real backward pass."""
+    model = network(config)
+    ids = torch.randint(config.vocab_size, (B, T), generator=torch.Generator().manual_seed(2))
+    with counter:
+        loss = model.logits(model(ids, attention(torch.zeros_like(ids)))).logsumexp(-1).sum()
+        forward = counter.get_total_flops()
+        loss.backward()
+    training = counter.get_total_flops()
+    assert forward % (B * T) == training % (B * T) == 0
+    return Flops(forward // (B * T), training // (B * T))
+
+
+def test_parameters_are_those_of_the_network(config: ModelConfig) -> None:
+    model, count = network(config), parameters(config)
+    assert count.total == sum(p.numel() for p in model.parameters())
+
+    def named(*parts: str) -> int:
+        return sum(p.numel() for name, p in model.named_parameters() if any(part in name for part in parts))
+
+    assert count.embedding == named("embed_tokens")
+    assert count.head == named("lm_head")
+    assert count.attention == named("q_proj", "k_proj", "v_proj", "o_proj")
+    assert count.mlp == named("mlp.")
+    assert count.norms == named("norm")
+
+
+def test_multiplied_flops_are_what_a_fused_kernel_does(config: ModelConfig) -> None:
+    """torch's counter doesn't know the CPU's fused kernel, but has the formula for such kernels."""
+    fused = FlopCounterMode(
+        display=False,
+        custom_mapping={
+            aten._scaled_dot_product_flash_attention_for_cpu: fused_forward,
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: fused_backward,
+        },
+    )
+    assert counted(config, lambda d: packed_attention(d, torch.float32), fused) == flops_multiplied(config, T)
+
+
+def fused_forward(q: Shape, k: Shape, v: Shape, *_: object, **__: object) -> int:
+    return int(sdpa_flop_count(q, k, v))
+
+
+def fused_backward(out: Shape, q: Shape, k: Shape, v: Shape, *_: object, **__: object) -> int:
+    return int(sdpa_backward_flop_count(out, q, k, v))
+
+
+def test_unfused_attention_does_not_compute_the_scores_twice(config: ModelConfig) -> None:
+    """The formula written out, and torch's unfused kernel: dense, but four products backward, not five."""
+    dense = flops_multiplied(config, T).forward
+    assert counted(config, reference_attention, FlopCounterMode(display=False)) == Flops(dense, 3 * dense)
+    with sdpa_kernel(SDPBackend.MATH):
+        unfused = counted(
+            config, lambda d: packed_attention(d, torch.float32), FlopCounterMode(display=False)
+        )
+    assert unfused == Flops(dense, 3 * dense)
+
+
+def test_needed_flops_count_every_allowed_pair_once(config: ModelConfig) -> None:
+    """Computed one query at a time, each with its own past only, and summed over a document."""
+    n = 7
+    one_key = flops_multiplied(config, 1).forward - flops_multiplied(config, 0).forward
+    matrices = flops_multiplied(config, 0).forward
+    total = sum(matrices + one_key * (i + 1) for i in range(n))
+    assert flops_needed(config, n).forward * n == total
+    assert flops_needed(config, n).training * n == 3 * total
+
+
+def test_needed_is_at_most_what_is_multiplied(config: ModelConfig) -> None:
+    needed, multiplied = flops_needed(config, T), flops_multiplied(config, T)
+    assert needed.forward < multiplied.forward
+    assert needed.training < multiplied.training
+
+
+def test_bytes_of_weights(config: ModelConfig) -> None:
+    model = network(config)
+    assert weight_bytes(config, torch.float32) == sum(p.nbytes for p in model.parameters())
+    model = model.to(torch.bfloat16)
+    assert weight_bytes(config, torch.bfloat16) == sum(p.nbytes for p in model.parameters())
+
+
+def test_bytes_of_optimizer_state(config: ModelConfig) -> None:
+    model = network(config)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    matrices = [p for name, p in model.named_parameters() if "_proj" in name]
+    rest = [p for name, p in model.named_parameters() if "_proj" not in name]
+    optimizers = [Muon(matrices, dtype=torch.float32), AdamW(rest)]
+    for optimizer in optimizers:
+        optimizer.step()
+    states = [state for optimizer in optimizers for state in optimizer.state.values()]
+    assert optimizer_bytes(config) == sum(x.nbytes for state in states for x in state.values())
+
+
+def test_bytes_of_the_kv_cache(config: ModelConfig) -> None:
+    kept = []
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        kept.extend([k, v])
+        return q
+
+    network(config)(torch.zeros(1, T, dtype=torch.long), attend)
+    assert kv_cache_bytes(config, torch.float32) * T == sum(x.nbytes for x in kept)
+    assert kv_cache_bytes(config, torch.bfloat16) * T == sum(x.bfloat16().nbytes for x in kept)
