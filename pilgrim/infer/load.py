@@ -1,0 +1,75 @@
+"""From a run's folder to a model that writes.
+
+A checkpoint holds the weights and, in its state, the network's shape ("model_config"), so nothing else is
+needed to bring a model back. Of a run's trained stages the last one talks best.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pilgrim.core.checkpoint import CheckpointStore
+from pilgrim.core.errors import CheckpointError, DataError
+from pilgrim.core.runtime import Runtime
+from pilgrim.infer.engine import Engine
+from pilgrim.model.config import ModelConfig
+from pilgrim.model.transformer import Transformer
+from pilgrim.text.tokenizer import Tokenizer
+
+TRAINED_STAGES = ("sft", "midtrain", "pretrain")  # the last first
+
+
+def tell(sentence: str) -> None:
+    """Where a damaged checkpoint is reported unless one says otherwise: standard error."""
+    print(sentence, file=sys.stderr)
+
+
+def newest_stage(run_folder: Path) -> str:
+    """The last stage of a run that has a checkpoint. Raises CheckpointError if none has."""
+    for stage in TRAINED_STAGES:
+        if CheckpointStore(run_folder / stage / "checkpoints").steps():
+            return stage
+    raise CheckpointError(f"{run_folder} holds no trained model yet; train one with `pilgrim run`")
+
+
+def load_model(stage_folder: Path, on_damage: Callable[[str], None] = tell) -> Transformer:
+    """The model of a stage's newest whole checkpoint, in fp32 on the CPU.
+
+    `on_damage` is told of damaged ones. Raises CheckpointError if there is none, or it is of another kind.
+    """
+    found = CheckpointStore(stage_folder / "checkpoints").load_latest(on_damage)
+    if found is None:
+        raise CheckpointError(
+            f"{stage_folder} holds no checkpoint; train that stage first with `pilgrim run`"
+        )
+    try:
+        model = Transformer(ModelConfig.model_validate(found.state["model_config"]))
+        model.load_weights(found.tensors["model"])
+    except (KeyError, ValidationError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{found.folder} is not a model that this version knows ({reason}); train it again"
+        ) from error
+    return model
+
+
+def load_engine(
+    stage_folder: Path,
+    tokenizer: Tokenizer,
+    runtime: Runtime,
+    rows: int = 32,
+    on_damage: Callable[[str], None] = tell,
+) -> Engine:
+    """An engine for a stage's newest model; `rows` as for `Engine`.
+
+    Raises DataError if the model was trained with another tokenizer, else as `load_model`.
+    """
+    model = load_model(stage_folder, on_damage)
+    if model.config.vocab_size != tokenizer.vocab_size:
+        raise DataError(
+            f"{stage_folder}: the model has {model.config.vocab_size} tokens, but the tokenizer "
+            f"{tokenizer.vocab_size}; use the tokenizer of the same run"
+        )
+    return Engine(model, runtime, rows)

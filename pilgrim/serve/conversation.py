@@ -1,0 +1,147 @@
+"""A conversation with a trained model: what was said, and the next reply as it comes.
+
+The model itself remembers nothing. At every turn it is shown the conversation so far, rendered as it was
+in training, and continues it; the engine's session sees to it that only what is new is really read. When
+a conversation outgrows the model's context, the oldest exchanges are left out of what it is shown.
+
+A run that has not come to "sft" has only a base model: it knows no turns and just continues a text.
+"""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pilgrim.core.errors import SettingsError
+from pilgrim.core.runtime import Runtime
+from pilgrim.infer.engine import Engine
+from pilgrim.infer.load import load_engine, newest_stage
+from pilgrim.infer.sampling import Sampling
+from pilgrim.text.chat import Message, render_prompt, truncate_turns
+from pilgrim.text.tokenizer import StreamDecoder, Tokenizer
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is shown; `forgotten` messages had no room, and `was_cut` if the last had too little."""
+
+    ids: list[int]
+    forgotten: int
+    was_cut: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """About a reply: its tokens and time, and how many tokens of the model's context are used up with it."""
+
+    tokens: int
+    elapsed_s: float
+    context_used: int
+    context: int
+    ended: bool  # by itself, not by a limit
+    forgotten: int
+    was_cut: bool
+
+
+class Conversation:
+    """Turns between a user and a model that was taught to chat."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, system: str | None = None) -> None:
+        self.system = system
+        self.messages: list[Message] = []  # without the system's
+        self.facts: Facts | None = None  # about the last reply
+        self.engine, self.tokenizer = engine, tokenizer
+        self._session = engine.session()
+        self._replies = 0  # every reply draws from a randomness of its own
+
+    def ask(self, text: str, sampling: Sampling) -> Generator[str, None, None]:
+        """The reply to `text`, piece by piece.
+
+        It can be left off at any point: what was said until then is part of the conversation. Raises
+        DataError, and changes nothing, if the system prompt leaves no room.
+        """
+        return self._reply(self.messages, text, sampling)
+
+    def retry(self, sampling: Sampling) -> Generator[str, None, None]:
+        """Another reply to the last message, in place of the first. Raises SettingsError if there is none."""
+        if not self.messages:
+            raise SettingsError("/retry: nothing was said yet; write something first")
+        return self._reply(self.messages[:-2], self.messages[-2].content, sampling)
+
+    def reset(self) -> None:
+        """Forget what was said; the system prompt stays."""
+        self.messages = []
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The conversation as training data: rows of JSON Lines."""
+        messages = self._with_system(self.messages)
+        return [{"messages": [{"role": message.role, "content": message.content} for message in messages]}]
+
+    def _reply(self, history: Sequence[Message], text: str, sampling: Sampling) -> Generator[str, None, None]:
+        messages = [*history, Message("user", text)]
+        context = self.engine.config.context
+        prompt = self._prompt(messages, limit=context - min(sampling.max_tokens, context // 2))
+        stop_ids = self.tokenizer.eot_id, self.tokenizer.im_end_id
+        decoder, pieces, tokens, began_s = StreamDecoder(self.tokenizer), [""], 0, time.perf_counter()
+        try:
+            with closing(self._session.stream(prompt.ids, sampling, stop_ids, self._replies)) as ids:
+                for token_id in ids:
+                    tokens += 1
+                    pieces.append(decoder.feed(token_id))
+                    yield pieces[-1]
+            pieces.append(decoder.finish())
+            yield pieces[-1]
+        finally:
+            self.messages = [*messages, Message("assistant", "".join(pieces))]
+            self._replies += 1
+            self.facts = Facts(
+                tokens=tokens,
+                elapsed_s=time.perf_counter() - began_s,
+                context_used=len(prompt.ids) + tokens,
+                context=context,
+                ended=self._session.ended,
+                forgotten=prompt.forgotten,
+                was_cut=prompt.was_cut,
+            )
+
+    def _prompt(self, messages: Sequence[Message], limit: int) -> Prompt:
+        everything = self._with_system(messages)
+        left, was_cut = truncate_turns(everything, self.tokenizer, limit)
+        return Prompt(render_prompt(left, self.tokenizer), len(everything) - len(left), was_cut)
+
+    def _with_system(self, messages: Sequence[Message]) -> list[Message]:
+        return [*([Message("system", self.system)] if self.system else []), *messages]
+
+
+class Continuation(Conversation):
+    """A base model's twin of a conversation: each message is the beginning of a text, and continued."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The texts, as rows of JSON Lines."""
+        openings, continued = self.messages[::2], self.messages[1::2]
+        return [{"text": a.content + b.content} for a, b in zip(openings, continued, strict=True)]
+
+    def _prompt(self, messages: Sequence[Message], limit: int) -> Prompt:
+        ids = self.tokenizer.encode(messages[-1].content)
+        return Prompt([self.tokenizer.eot_id, *ids[-(limit - 1) :]], 0, was_cut=len(ids) > limit - 1)
+
+
+def open_conversation(
+    run_folder: Path, runtime: Runtime, on_damage: Callable[[str], None], system: str | None = None
+) -> tuple[Conversation, str]:
+    """A conversation with the last trained stage of a run, and that stage's name.
+
+    Raises PilgrimError if the run has no model, or only a base model although a system prompt is given.
+    """
+    stage = newest_stage(run_folder)
+    tokenizer = Tokenizer.load(run_folder / "tokenizer")
+    if stage != "sft" and system is not None:
+        raise SettingsError(
+            f"{run_folder} has only a base model yet, which knows no system prompt; leave it out, or "
+            "let `pilgrim run` go on to sft"
+        )
+    engine = load_engine(run_folder / stage, tokenizer, runtime, rows=1, on_damage=on_damage)
+    kind = Conversation if stage == "sft" else Continuation
+    return kind(engine, tokenizer, system), stage
