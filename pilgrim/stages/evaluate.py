@@ -1,0 +1,80 @@
+"""Stage 6: what was reached. Bits per byte of every trained stage, and how the chatbot behaves."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pilgrim.core import runtime as machine
+from pilgrim.core.config import build, load_toml
+from pilgrim.core.console import Console
+from pilgrim.core.files import write_json_atomic
+from pilgrim.data.conversations import read_prompts
+from pilgrim.data.loader import one_pass
+from pilgrim.evals.behaviour import Reply, measure
+from pilgrim.infer.engine import Engine
+from pilgrim.infer.load import TRAINED_STAGES, load_engine, load_model
+from pilgrim.infer.sampling import Sampling
+from pilgrim.stages.journey import Journey, finished
+from pilgrim.stages.recipe import Recipe
+from pilgrim.stages.shards import run_tokenizer, token_set
+from pilgrim.text.chat import Message, render_prompt
+from pilgrim.text.tokenizer import Tokenizer
+from pilgrim.train.step import compiled_token_losses
+from pilgrim.train.validation import validate
+
+PROMPTS = "assets:prompts/heldout.jsonl"
+NAME_PROMPTS = "assets:prompts/name.jsonl"
+
+
+def run(journey: Journey) -> dict[str, Any]:
+    """Write `evaluate/result.json`; the summary has the shares and the bits per byte."""
+    recipe, runtime = journey.recipe, journey.runtime
+    tokenizer, _ = run_tokenizer(journey.folder)
+    stages = [s for s in reversed(TRAINED_STAGES) if getattr(recipe, s) is not None]
+    for stage in stages:
+        finished(journey, stage)
+    val, losses = token_set(journey, "val"), compiled_token_losses(runtime)
+    result: dict[str, Any] = {"bpb": {}}
+    for stage in stages:
+        model = load_model(journey.folder / stage).to(runtime.device)
+        rows = one_pass(val, recipe.model.context, tokenizer.eot_id, recipe.pretrain.micro_rows or 1)
+        result["bpb"][stage] = asdict(validate(model, rows, tokenizer.token_bytes(), losses, runtime))
+        journey.console.say(f"{stage}: {result['bpb'][stage]['bpb']:.4f} bits per byte on held-out text")
+    if recipe.sft is not None:
+        engine = load_engine(journey.folder / "sft", tokenizer, runtime)
+        result |= behaviour(journey, engine, tokenizer)
+    write_json_atomic(journey.stage_folder("evaluate") / "result.json", result)
+    shares = {name: share["share"] for name, share in result.get("behaviour", {}).items()}
+    return {f"{stage}_bpb": v["bpb"] for stage, v in result["bpb"].items()} | shares
+
+
+def behaviour(journey: Journey, engine: Engine, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Ask the held-out prompts at the recipe's temperature and count (evals/behaviour.py)."""
+    settings = journey.recipe.eval
+    sampling = Sampling(
+        temperature=settings.temperature,
+        max_tokens=settings.reply_tokens,
+        seed=journey.runtime.seed_for("behaviour"),
+    )
+    prompts, names = read_prompts([PROMPTS]), read_prompts([NAME_PROMPTS])
+    with journey.console.progress(len(prompts) + len(names), "prompt") as progress:
+
+        def reply_for(conversations: Sequence[Sequence[Message]]) -> list[Reply]:
+            ids = [render_prompt(messages, tokenizer) for messages in conversations]
+            replies = engine.generate(ids, sampling, stop_ids=(tokenizer.im_end_id, tokenizer.eot_id))
+            progress.advance(len(replies))
+            return [Reply(r.ids, tokenizer.decode(r.ids), r.ended) for r in replies]
+
+        found = measure(reply_for, prompts, names, token_limit=settings.reply_tokens)
+    for name, share in (("ended", found.ended), ("looped", found.looped), ("gave its name", found.named)):
+        low, high = share.interval
+        journey.console.say(f"{name}: {share.share:.1%} of {share.n} (95% interval {low:.1%} to {high:.1%})")
+    return found.to_dict()
+
+
+def evaluate_run(folder: Path, console: Console | None = None) -> dict[str, Any]:
+    """Evaluate a finished run once more, with its own recipe."""
+    recipe = build(Recipe, load_toml(folder / "recipe.toml"), str(folder / "recipe.toml"))
+    journey = Journey(recipe, folder, machine.start(recipe.runtime, recipe.seed), console or Console())
+    return run(journey)

@@ -1,0 +1,155 @@
+"""The walk: a recipe's stages in order, each in a folder of its own.
+
+    runs/NAME/  tokenizer/ -> shards/ -> pretrain/ -> midtrain/ -> sft/ -> evaluate/ -> report.html
+
+A stage reads the folders of those before it and writes its own; it is finished when DONE.json stands in
+it. Stages never hand each other Python objects, so the walk can stop anywhere, and goes on from there.
+"""
+
+import fcntl
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pilgrim.core import runtime as machine
+from pilgrim.core.config import build, differences, dump_toml, load_toml
+from pilgrim.core.console import Console
+from pilgrim.core.errors import ChangedRecipe, PilgrimError, SettingsError
+from pilgrim.core.files import explained, read_json, sha256_file, write_atomic, write_json_atomic
+from pilgrim.core.runlog import write_provenance
+from pilgrim.core.runtime import Runtime
+from pilgrim.data.sources import find
+from pilgrim.stages.recipe import Recipe, load_recipe
+
+STAGES = {
+    "tokenizer": "learn a vocabulary from the text",
+    "shards": "turn text and conversations into token ids",
+    "pretrain": "learn language from the text",
+    "midtrain": "meet conversations while the learning rate falls",
+    "sft": "learn to answer, and to stop",
+    "evaluate": "measure what was reached",
+}
+
+
+@dataclass(frozen=True)
+class Journey:
+    """What every stage is given."""
+
+    recipe: Recipe  # resolved
+    folder: Path
+    runtime: Runtime
+    console: Console
+
+    def stage_folder(self, stage: str) -> Path:
+        """Where a stage writes; made if it is not there."""
+        folder = self.folder / stage
+        with explained("made", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+
+def run_journey(
+    recipe_file: Path,
+    overrides: list[str],
+    *,
+    only: str | None = None,
+    until: str | None = None,
+    accept_changes: bool = False,
+    runs: Path = Path("runs"),
+    console: Console | None = None,
+) -> Path:
+    """Walk through the recipe's stages, skipping those that are done; returns the run's folder.
+
+    Raises PilgrimError in one sentence for whatever the user can mend.
+    """
+    recipe = load_recipe(recipe_file, overrides)
+    console = console or Console()
+    folder = runs / recipe.name
+    with explained("made", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with only_writer(folder):
+        keep_recipe(folder, recipe, accept_changes)
+        journey = Journey(recipe, folder, machine.start(recipe.runtime, recipe.seed), console)
+        for note in journey.runtime.notes:
+            console.say(note)
+        if not (folder / "provenance.json").exists():
+            write_provenance(folder, command=sys.argv, seed=recipe.seed, data_hashes=_data_hashes(recipe))
+        for stage in chosen(recipe, only, until):
+            run_stage(journey, stage, again=stage == only)
+        return folder
+
+
+def chosen(recipe: Recipe, only: str | None, until: str | None) -> list[str]:
+    """The stages to walk through. Raises SettingsError for one that the recipe does not have."""
+    stages = [s for s in STAGES if getattr(recipe, s, True) is not None]
+    for option, stage in (("--only", only), ("--until", until)):
+        if stage is not None and stage not in stages:
+            raise SettingsError(
+                f"{option} {stage}: this journey has no such stage; it has {', '.join(stages)}"
+            )
+    if only:
+        return [only]
+    return stages[: stages.index(until) + 1] if until else stages
+
+
+def run_stage(journey: Journey, stage: str, again: bool = False) -> None:
+    """Run one stage unless it is done, and note that it is. `again` evaluates a second time when asked."""
+    done = journey.stage_folder(stage) / "DONE.json"
+    if done.exists() and not (again and stage == "evaluate"):
+        journey.console.say(f"{stage}: done before")
+        return
+    journey.console.stage(stage, STAGES[stage])
+    began = time.perf_counter()
+    work: Callable[[Journey], dict[str, Any]] = import_module(f"pilgrim.stages.{stage}").run
+    summary = work(journey)
+    write_json_atomic(done, {"stage": stage, "elapsed_s": time.perf_counter() - began, "summary": summary})
+
+
+def finished(journey: Journey, stage: str) -> dict[str, Any]:
+    """The summary of a stage that this one builds on. Raises PilgrimError if it is not done."""
+    done = journey.folder / stage / "DONE.json"
+    if not done.exists():
+        raise PilgrimError(
+            f"{done.parent} is not finished, and what comes after builds on it; run --until {stage} first"
+        )
+    summary: dict[str, Any] = read_json(done)["summary"]
+    return summary
+
+
+def keep_recipe(folder: Path, recipe: Recipe, accept_changes: bool) -> None:
+    """Save the resolved recipe; refuse one that differs from the run's, unless that is accepted."""
+    file = folder / "recipe.toml"
+    if file.exists():
+        changes = differences(build(Recipe, load_toml(file), str(file)), recipe)
+        if changes and not accept_changes:
+            raise ChangedRecipe(
+                f"{file}: this run was started with other settings ({'; '.join(changes)}); "
+                "give it another name with name=…, or go on with the new ones by --accept-changes (finished stages stay as they are)"
+            )
+    write_atomic(file, dump_toml(recipe))
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold the run's folder. Raises PilgrimError if another process does; a killed one holds nothing."""
+    file = folder / ".lock"
+    with explained("written", file), file.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PilgrimError(
+                f"{folder}: another process is at work in this run; "
+                "wait for it, or give this one another name with name=…"
+            ) from error
+        yield
+
+
+def _data_hashes(recipe: Recipe) -> dict[str, str]:
+    data = recipe.data
+    conversations = (*data.conversations, *data.conversations_val) if recipe.midtrain or recipe.sft else ()
+    return {name: sha256_file(find(name)) for name in (*data.train, *data.val, *conversations)}

@@ -1,0 +1,24 @@
+"""Stage 4: meet conversations. Text and dialogue are mixed while the learning rate falls, so that the
+model gets used to turns without forgetting how to write."""
+
+from typing import Any
+
+from pilgrim.data.mixture import Mixture
+from pilgrim.stages.journey import Journey, finished
+from pilgrim.stages.training import train_stage
+
+
+def run(journey: Journey) -> dict[str, Any]:
+    """Go on from pretraining on a mixture of documents and conversations."""
+    finished(journey, "pretrain")
+    settings = journey.recipe.midtrain
+    assert settings is not None
+    weights = {"train": 1 - settings.conversation_share, "chat_train": settings.conversation_share}
+    return train_stage(
+        journey,
+        "midtrain",
+        settings,
+        lambda packed: Mixture({name: packed(name) for name in weights}, weights, journey.runtime),
+        start_from="pretrain",
+        chat=True,
+    )

@@ -1,0 +1,107 @@
+"""A recipe: every setting of a journey, one table a concern.
+
+Each table's class lives with the code that reads it; here they are put together, and what is derived
+from the one dial, `model.depth`, is filled in. The resolved recipe is saved in the run's folder, so that
+a run shows every number it was made with; it can be used as a recipe itself.
+"""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import Field, model_validator
+
+from pilgrim.core.config import Settings, apply_overrides, build, load_toml
+from pilgrim.core.runtime import RuntimeSettings
+from pilgrim.data.sources import DataSettings
+from pilgrim.model.config import ModelSettings
+from pilgrim.model.count import parameters
+from pilgrim.optim import scaling
+from pilgrim.optim.groups import OptimSettings
+from pilgrim.train.loop import TrainSettings
+
+T = TypeVar("T", bound=TrainSettings)
+
+MIDTRAIN_SHARE = 0.15  # of the pretraining steps, where the recipe names no number
+
+
+class TokenizerSettings(Settings):
+    """`[tokenizer]`."""
+
+    vocab_size: int = Field(4096, ge=272, le=2**20, description="tokens, the special ones included")
+
+
+class MidtrainSettings(TrainSettings):
+    """`[midtrain]`: text and conversations together, while the learning rate falls."""
+
+    conversation_share: float = Field(0.5, gt=0, lt=1, description="share of rows that are conversations")
+
+
+class EvalSettings(Settings):
+    """`[eval]`: what is asked again and again while the model grows up, and at the end."""
+
+    prompts: tuple[str, ...] = Field(
+        ("Once upon a time", "The little dog was", "Anna and Ben went to the", "One day, the sun"),
+        description="openings that every evaluation continues",
+    )
+    questions: tuple[str, ...] = Field(
+        ("Hello!", "What is your name?", "Tell me a story about a dog.", "How are you today?"),
+        description="what every evaluation asks a model that has learned to chat",
+    )
+    sample_tokens: int = Field(80, ge=1, description="length of those samples")
+    temperature: float = Field(0.7, ge=0, description="at which samples and replies are drawn")
+    reply_tokens: int = Field(200, ge=1, description="a reply that is longer has not ended by itself")
+
+
+class Recipe(Settings):
+    """A journey from raw text to a chatbot. A table that is left out means its defaults; a missing
+    `[midtrain]` or `[sft]` means that the journey goes without that stage."""
+
+    name: str = Field(pattern=r"^[\w][\w.-]*$", description="the run's folder below runs/")
+    seed: int = Field(1, ge=0, description="of all randomness")
+    runtime: RuntimeSettings = RuntimeSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    optim: OptimSettings = OptimSettings()
+    pretrain: TrainSettings = TrainSettings()
+    midtrain: MidtrainSettings | None = None
+    sft: TrainSettings | None = None
+    eval: EvalSettings = EvalSettings()
+
+    @model_validator(mode="after")
+    def _sft_has_steps(self) -> "Recipe":
+        if self.sft is not None and self.sft.steps is None:
+            raise ValueError(
+                "sft.steps is missing: it depends on the conversations, not on model.depth; try 200"
+            )
+        return self
+
+    def resolved(self) -> "Recipe":
+        """The same recipe with everything derived written out."""
+        model, config = self.model.resolved(), self.model.config(self.tokenizer.vocab_size)
+        horizon = scaling.horizon_tokens(parameters(config).matrices + config.vocab_size * config.width)
+        batch = scaling.batch_tokens(horizon, config.context)
+        rows = self.pretrain.rows or batch // config.context
+        steps = self.pretrain.steps or max(1, round(horizon / (rows * config.context)))
+        rates = scaling.learning_rates(config.width, rows * config.context)
+        changes: dict[str, Any] = {
+            "model": model,
+            "optim": self.optim.with_rates(rates.matrix, rates.embedding, rates.head, rates.norm),
+            "pretrain": _filled(self.pretrain, rows, steps),
+            "midtrain": self.midtrain and _filled(self.midtrain, rows, max(1, round(MIDTRAIN_SHARE * steps))),
+            "sft": self.sft and _filled(self.sft, rows, 0),
+        }
+        return self.model_copy(update=changes)
+
+
+def _filled(settings: T, rows: int, steps: int) -> T:
+    """The settings with rows and steps where they name none; by default a batch is one microbatch."""
+    rows = settings.rows or rows
+    derived = {"rows": rows, "micro_rows": settings.micro_rows or rows, "steps": settings.steps or steps}
+    return settings.model_copy(update=derived)
+
+
+def load_recipe(file: Path, overrides: list[str]) -> Recipe:
+    """Read, override, check and resolve a recipe. Raises SettingsError in one sentence."""
+    tree = apply_overrides(load_toml(file), overrides)
+    return build(Recipe, tree, str(file)).resolved()

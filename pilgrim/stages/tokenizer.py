@@ -1,0 +1,17 @@
+"""Stage 1: learn a vocabulary from the training documents."""
+
+from typing import Any
+
+from pilgrim.data.sources import split
+from pilgrim.stages.journey import Journey
+from pilgrim.text.tokenizer import train_tokenizer
+
+
+def run(journey: Journey) -> dict[str, Any]:
+    """Write `tokenizer.json` and its configuration; the summary has bytes per token on validation text."""
+    texts = split(journey.recipe.data)
+    tokenizer = train_tokenizer((d.text for d in texts.train), journey.recipe.tokenizer.vocab_size)
+    tokenizer.save(journey.stage_folder("tokenizer"))
+    ids = tokenizer.encode_batch([d.text for d in texts.val])
+    text_bytes = sum(len(d.text.encode()) for d in texts.val)
+    return {"vocab_size": tokenizer.vocab_size, "bytes_per_token": text_bytes / sum(map(len, ids))}

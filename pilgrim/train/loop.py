@@ -1,0 +1,303 @@
+"""THE loop. Pretraining, midtraining and SFT differ in their rows and rates, not in how they train.
+
+    at every step:     next batch -> gradients -> update -> a row of metrics
+    now and then:      check that losses are finite, save a checkpoint, evaluate and sample
+    always:            a stopped run goes on from its last checkpoint, to the same bits
+
+Everything that determines the future is in a checkpoint: weights, optimizer state, the loader's
+position and the step. Schedules are functions of the step, and random numbers have names
+(core/runtime.py), so there is nothing else to save.
+"""
+
+import math
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+
+from pilgrim.core.checkpoint import CheckpointStore
+from pilgrim.core.config import Settings
+from pilgrim.core.console import Console
+from pilgrim.core.errors import ChangedRecipe, PilgrimError
+from pilgrim.core.runlog import RunLog, read_rows
+from pilgrim.core.runtime import Runtime
+from pilgrim.data.loader import Batch, Position, Rows, batches
+from pilgrim.model.transformer import Transformer
+from pilgrim.optim import schedule
+from pilgrim.optim.groups import Optimizers, OptimSettings
+from pilgrim.train.step import StepResult, TokenLosses, accumulate
+
+LOOK_EVERY = 10  # steps between looks at the losses: each look waits for the device
+
+
+class TrainSettings(Settings):
+    """What every trained stage has: `[pretrain]`, `[midtrain]`, `[sft]`."""
+
+    steps: int | None = Field(None, ge=1, description="updates of the weights")
+    rows: int | None = Field(None, ge=1, description="rows per step, over all microbatches")
+    micro_rows: int | None = Field(
+        None, ge=1, description="rows per microbatch: as many as fit in memory; rows"
+    )
+    eval_every: int = Field(100, ge=1, description="steps between evaluations; one is made at the end too")
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
+    lr_scale: float = Field(1.0, gt=0, description="times the peak learning rates of [optim]")
+    warmup: int = Field(5, ge=0, description="steps over which the learning rates rise")
+    decay: float = Field(0.65, ge=0, le=1, description="share of the run over which they fall again")
+    final_lr: float = Field(0.05, ge=0, le=1, description="what they fall to, as a share of the peak")
+    decay_shape: schedule.Shape = Field("linear", description="how they fall")
+
+    def contradiction(self, stage: str) -> str | None:
+        """What can't be true together, in one sentence that names the stage; None if nothing is wrong."""
+        if self.rows and self.micro_rows and self.rows % self.micro_rows:
+            return (
+                f"{stage}.micro_rows = {self.micro_rows} must divide {stage}.rows = {self.rows}; "
+                f"try {math.gcd(self.rows, self.micro_rows)}"
+            )
+        if self.steps and self.warmup >= self.steps:
+            return (
+                f"{stage}.warmup = {self.warmup} must be less than {stage}.steps = {self.steps}; "
+                f"try {self.steps // 10}"
+            )
+        return None
+
+
+class NonFiniteLoss(PilgrimError):
+    """Training diverged; the last good checkpoint is kept."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a stage assembles and hands to the loop. `settings` and `optim` are resolved (no None)."""
+
+    model: Transformer
+    optimizers: Optimizers
+    optim: OptimSettings
+    rows: Rows
+    losses: TokenLosses
+    evaluate: Callable[[int], dict[str, float]]  # step -> measures, "bpb" among them
+    runtime: Runtime
+    settings: TrainSettings
+    folder: Path
+    log: RunLog
+    console: Console
+
+
+@dataclass
+class State:
+    """Where a stage is. Plain values: saved with every checkpoint as JSON."""
+
+    step: int = 0  # updates made
+    tokens: int = 0  # tokens trained on, padding not counted
+    position: Position | None = None  # of the loader
+    train_s: float = 0.0  # seconds spent in steps, over all resumptions
+    elapsed_s: float = 0.0  # seconds spent on all of it, evaluations too, over all resumptions
+
+
+@dataclass
+class Window:
+    """What happened since the losses were last looked at."""
+
+    rows: list[tuple[int, dict[str, float], StepResult]] = field(default_factory=list)
+    tokens: int = 0
+    began_s: float = field(default_factory=time.perf_counter)
+
+
+class Loop:
+    """A stage's training, from wherever it stands to its last step."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.store = CheckpointStore(parts.folder / "checkpoints")
+        self.state = State()
+        self.window = Window()
+        self.saved: tuple[int, Path] | None = None  # the newest checkpoint: its step and its folder
+        self.began_s = time.perf_counter()
+
+    def run(self) -> State:
+        """Train to the end. Raises NonFiniteLoss if it diverges, KeyboardInterrupt if asked to stop."""
+        parts, settings, state = self.parts, self.parts.settings, self._resume()
+        assert settings.rows and settings.steps
+        stream = batches(parts.rows, settings.rows, state.position)
+        with stop_asked() as stop, parts.console.progress(settings.steps, "step", state.step) as progress:
+            self._evaluate_if_due()
+            self.window = Window()
+            while state.step < settings.steps:
+                batch, state.position = next(stream)
+                self._step(batch)
+                stopping = stop()  # read once, so that it can't rise between saving and stopping
+                evaluate = state.step % settings.eval_every == 0 or state.step == settings.steps
+                save = state.step % settings.checkpoint_every == 0 or evaluate or stopping
+                if save or state.step % LOOK_EVERY == 0:
+                    progress.advance(len(self.window.rows), **self._look())
+                if save:
+                    self._save()
+                if stopping:
+                    self._stop()
+                if evaluate:
+                    self._evaluate_if_due()
+                if save:
+                    self.window = Window()  # the clock of training stands still meanwhile
+            if stop():  # asked for during the last evaluation
+                self._stop()
+        state.elapsed_s = time.perf_counter() - self.began_s
+        return state
+
+    def _step(self, batch: Batch) -> None:
+        parts, settings, state = self.parts, self.parts.settings, self.state
+        assert settings.steps and settings.micro_rows and parts.optim.matrix_lr is not None
+        multiplier = settings.lr_scale * schedule.learning_rate(
+            state.step,
+            settings.steps,
+            settings.warmup,
+            settings.decay,
+            settings.final_lr,
+            settings.decay_shape,
+        )
+        momentum = schedule.momentum(
+            state.step, parts.optim.momentum_start, parts.optim.momentum, parts.optim.momentum_warmup
+        )
+        result = accumulate(parts.model, batch, settings.micro_rows, parts.losses, parts.runtime)
+        parts.optimizers.step(multiplier, momentum)
+        tokens = batch.tokens
+        state.step += 1
+        state.tokens += tokens
+        self.window.tokens += tokens
+        measured = {"learning_rate": parts.optim.matrix_lr * multiplier, "tokens": state.tokens}
+        self.window.rows.append((state.step, measured, result))
+
+    def _look(self) -> dict[str, float]:
+        """Write the window's rows; stop if a loss is not finite. The only place that waits for the device."""
+        parts, window, state = self.parts, self.window, self.state
+        loss = math.nan
+        for step, measured, result in window.rows:
+            loss, norm = float(result.loss), float(result.gradient_norm)
+            parts.log.metrics(step, loss=loss, grad_norm=norm, **measured)
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._diverged(step - 1, f"at step {step}", loss=loss, grad_norm=norm)
+        elapsed_s = time.perf_counter() - window.began_s
+        state.train_s += elapsed_s
+        speed = window.tokens / elapsed_s
+        parts.log.timing(state.step, elapsed_s=state.train_s, tokens_per_s=speed)
+        self.window = Window()
+        return {"loss": loss, "tokens_per_s": speed}
+
+    def _diverged(self, updates: int, when: str, **measured: float) -> None:
+        """Stop: the weights after `updates` updates give no finite loss, whatever the learning rate.
+
+        A checkpoint of just these weights is none that a run could go on from, so it is removed.
+        """
+        if self.saved and self.saved[0] == updates:
+            shutil.rmtree(self.saved[1])
+        kept = self.store.steps()[-1:]
+        self.parts.log.event("non_finite_loss", when=when, **measured, kept=kept)
+        found = " and ".join(f"{name} = {value}" for name, value in measured.items())
+        raise NonFiniteLoss(
+            f"{self.parts.folder}: training diverged, {when} {found}; "
+            f"{f'the checkpoint of step {kept[0]} is kept' if kept else 'there was no good checkpoint yet'}; "
+            "lower the learning rates of [optim] and run again with --accept-changes"
+        )
+
+    def _stop(self) -> None:
+        self.parts.log.event("stopped", step=self.state.step)
+        raise KeyboardInterrupt
+
+    def _evaluate_if_due(self) -> None:
+        """Evaluate at step 0, every `eval_every` steps and at the end, unless that is already on record."""
+        state, settings = self.state, self.parts.settings
+        due = state.step % settings.eval_every == 0 or state.step == settings.steps
+        records = read_rows(self.parts.folder / "evals.jsonl")
+        if not due or any(row["step"] == state.step for row in records):
+            return
+        measures = self.parts.evaluate(state.step)
+        if not all(map(math.isfinite, measures.values())):
+            self._diverged(state.step, f"after step {state.step}", **measures)
+        if state.step and measures["bpb"] <= min((row["bpb"] for row in records), default=math.inf):
+            self.store.mark_best(state.step)
+        self.parts.log.evaluation(state.step, **measures)  # last: what is on record is not done again
+
+    def _save(self) -> None:
+        self.state.elapsed_s = time.perf_counter() - self.began_s
+        tensors = {"model": self.parts.model.weights(), "optimizer": self.parts.optimizers.tensors()}
+        state = {**asdict(self.state), "model_config": self.parts.model.config.model_dump()}
+        self.saved = self.state.step, self.store.save(self.state.step, tensors, state)
+
+    def _resume(self) -> State:
+        parts = self.parts
+
+        def damaged(sentence: str) -> None:
+            parts.log.event("damaged_checkpoint", what=sentence)
+            parts.console.say(sentence)
+
+        found = self.store.load_latest(damaged)
+        if found is None:
+            parts.log.rewind(-1)
+            parts.log.event("start", steps=parts.settings.steps)
+            return self.state
+        self.saved = found.step, found.folder
+        load_weights(parts.model, found.tensors["model"], found.state["model_config"], found.folder)
+        parts.optimizers.load(found.tensors["optimizer"])
+        self.state = State(**{k: v for k, v in found.state.items() if k != "model_config"})
+        self.began_s -= self.state.elapsed_s  # as if there had been no interruption
+        parts.log.rewind(found.step)
+        parts.log.event("resume", step=found.step)
+        parts.console.say(f"goes on from step {found.step} of {parts.settings.steps}")
+        return self.state
+
+
+def load_weights(
+    model: Transformer, weights: Mapping[str, Tensor], config: Mapping[str, Any], place: Path
+) -> None:
+    """Give `model` the weights found at `place`, of a network whose settings were `config`.
+
+    Raises ChangedRecipe if that network had another shape.
+    """
+    if _shapes(weights) != _shapes(model.weights()):
+        now = model.config.model_dump()
+        changes = [f"{key}: {config.get(key)} -> {now[key]}" for key in now if config.get(key) != now[key]]
+        raise ChangedRecipe(
+            f"{place}: the weights there are of a model of another shape ({', '.join(changes)}), and what "
+            "is trained keeps its shape; go back to it, or give this run another name with name=…"
+        )
+    model.load_weights(weights)
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+
+@contextmanager
+def stop_asked() -> Iterator[Callable[[], bool]]:
+    """While inside, SIGINT and SIGTERM only raise a flag, to be read at the end of a step.
+
+    A second signal does what it always did, at once. A signal that is ignored (nohup, a shell's `&`) stays
+    so. Outside the main thread, where no handler can be set, the flag never rises.
+    """
+    asked = False
+    here = threading.current_thread() is threading.main_thread()
+    found = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if here else {}
+    before = {s: handler for s, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield lambda: asked
+    finally:
+        restore()

@@ -1,0 +1,47 @@
+"""One training step: forward and backward over microbatches, then one update of the optimizers.
+
+The compiled part is the loss of a microbatch, forward and backward; the optimizers compile theirs.
+Gradient accumulation changes nothing but memory: every microbatch's summed loss is divided by the
+trained tokens of the *whole* batch, which are counted before anything is computed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pilgrim.core.runtime import Runtime
+from pilgrim.data.loader import Batch
+from pilgrim.model.transformer import Transformer
+from pilgrim.train.losses import token_losses
+
+# (model, batch, dtype) -> nats per target, fp32 [b, t]
+TokenLosses = Callable[[Transformer, Batch, torch.dtype], Tensor]
+
+
+def compiled_token_losses(runtime: Runtime) -> TokenLosses:
+    """`token_losses`, compiled if the runtime says so. Training and validation share the compiled code."""
+    return torch.compile(token_losses, dynamic=False) if runtime.compile else token_losses
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Still on the device, so that nobody waits for it: nats per trained token, and the gradient's norm."""
+
+    loss: Tensor
+    gradient_norm: Tensor
+
+
+def accumulate(
+    model: Transformer, batch: Batch, micro_rows: int, losses: TokenLosses, runtime: Runtime
+) -> StepResult:
+    """Add the gradient of the batch's mean loss to the parameters' `.grad`."""
+    count = max(1, batch.trained_tokens)
+    total = torch.zeros((), device=runtime.device)
+    for micro in batch.micro(micro_rows):
+        loss = losses(model, micro.to(runtime.device), runtime.dtype).sum() / count
+        loss.backward()
+        total += loss.detach()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return StepResult(total, torch.nn.utils.get_total_norm(gradients))
