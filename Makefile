@@ -40,7 +40,7 @@ lint: .venv/installed-dev
 	$(python) -m ruff format --check
 	$(python) -m ruff check
 	$(python) -m mypy
-	.venv/bin/lint-imports
+	.venv/bin/lint-imports --no-logo
 
 clean:
 	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
