@@ -170,7 +170,9 @@ def _compile_trouble(device: torch.device) -> str | None:
     if machine.cpp_compiler() is None:
         return f"no working C++ compiler is found ({_install_compiler()})"
     if device.type == "cpu" and " " in torch.__file__:
-        return f"torch lies in a path with a space ({torch.__file__}), which it does not quote for the compiler"
+        return (
+            f"torch lies in a path with a space ({torch.__file__}), which it does not quote for the compiler"
+        )
     return None
 
 

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pilgrim.core.errors import DataError
 from pilgrim.core.files import explained, sha256_file, write_json_atomic
@@ -142,3 +144,15 @@ def open_token_set(folder: Path, name: str, tokenizer: str | None = None) -> Tok
 
     trained = array("trained") if f"{name}.trained.npy" in hashes else None
     return TokenSet(name, array("tokens"), array("starts"), trained, manifest)  # type: ignore[arg-type]
+
+
+def bigram_counts(tokens: TokenSet, end_id: int) -> Tensor:
+    """How often token w follows token c within a document: fp32 [vocabulary, vocabulary], indexed [c, w].
+
+    What follows a document's last token is `end_id`, as in training. Needs 4 bytes x vocabulary².
+    """
+    size = int(str(tokens.manifest["vocab_size"]))
+    here = torch.from_numpy(tokens.tokens.astype(np.int64))
+    following = torch.roll(here, -1)
+    following[torch.from_numpy(tokens.starts[1:] - 1)] = end_id
+    return torch.bincount(here * size + following, minlength=size * size).view(size, size).float()

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from pilgrim.core.config import Settings
 from pilgrim.core.errors import DataError
-from pilgrim.core.files import read_jsonl_zst
+from pilgrim.core.files import explained, read_jsonl_zst
 
 ASSETS = Path(__file__).parents[1] / "assets"
 
@@ -46,8 +46,8 @@ class DataSettings(Settings):
             raise ValueError("data.train = [] names no file to train on; name at least one")
         if bool(self.val) == bool(self.val_share):
             raise ValueError(
-                f"data.val = {list(self.val)} and data.val_share = {self.val_share}: validation needs exactly one "
-                "of them; name files, or leave val empty and set val_share, say to 0.02"
+                f"data.val = {list(self.val)} and data.val_share = {self.val_share}: validation needs "
+                "exactly one of them; name files in val, or write val = [] and a val_share such as 0.02"
             )
         return self
 
@@ -72,9 +72,9 @@ def read_documents(names: Iterable[str]) -> Iterator[Text]:
     """Every non-empty document of the named files, in order. Raises DataError with file and line."""
     for name in names:
         path = find(name)
-        if path.suffix in {".txt", ".md"}:
+        if name.endswith((".txt", ".md")):
             yield from _plain_text(path)
-        elif ".jsonl" in path.suffixes:
+        elif name.endswith((".jsonl", ".jsonl.zst")):
             yield from _json_lines(path)
         else:
             raise DataError(
@@ -84,7 +84,8 @@ def read_documents(names: Iterable[str]) -> Iterator[Text]:
 
 def _plain_text(path: Path) -> Iterator[Text]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with explained("read", path):
+            text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: byte {error.start} is no valid UTF-8; convert the file, say with iconv"
@@ -101,7 +102,7 @@ def _json_lines(path: Path) -> Iterator[Text]:
                 f'{path}:{line}: the row has no "text" that is a string; give it one, or drop the row'
             )
         if text.strip():
-            yield Text(text, str(row.get("source", path.stem)))
+            yield Text(text, str(row.get("source") or path.name.split(".")[0]))
 
 
 @dataclass(frozen=True)

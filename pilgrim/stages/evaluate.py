@@ -8,14 +8,15 @@ from typing import Any
 from pilgrim.core import runtime as machine
 from pilgrim.core.config import build, load_toml
 from pilgrim.core.console import Console
+from pilgrim.core.errors import DataError
 from pilgrim.core.files import write_json_atomic
-from pilgrim.data.conversations import read_prompts
+from pilgrim.data.conversations import Prompt, read_prompts
 from pilgrim.data.loader import one_pass
 from pilgrim.evals.behaviour import Reply, measure
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.load import TRAINED_STAGES, load_engine, load_model
 from pilgrim.infer.sampling import Sampling
-from pilgrim.stages.journey import Journey, finished
+from pilgrim.stages.journey import Journey, finished, only_writer, refuse_older, run_stage
 from pilgrim.stages.recipe import Recipe
 from pilgrim.stages.shards import run_tokenizer, token_set
 from pilgrim.text.chat import Message, render_prompt
@@ -37,12 +38,13 @@ def run(journey: Journey) -> dict[str, Any]:
     val, losses = token_set(journey, "val"), compiled_token_losses(runtime)
     result: dict[str, Any] = {"bpb": {}}
     for stage in stages:
-        model = load_model(journey.folder / stage).to(runtime.device)
+        model = load_model(journey.folder / stage, refuse_older(journey, stage)).to(runtime.device)
         rows = one_pass(val, recipe.model.context, tokenizer.eot_id, recipe.pretrain.micro_rows or 1)
         result["bpb"][stage] = asdict(validate(model, rows, tokenizer.token_bytes(), losses, runtime))
         journey.console.say(f"{stage}: {result['bpb'][stage]['bpb']:.4f} bits per byte on held-out text")
     if recipe.sft is not None:
-        engine = load_engine(journey.folder / "sft", tokenizer, runtime)
+        refuse = refuse_older(journey, "sft")
+        engine = load_engine(journey.folder / "sft", tokenizer, runtime, on_damage=refuse)
         result |= behaviour(journey, engine, tokenizer)
     write_json_atomic(journey.stage_folder("evaluate") / "result.json", result)
     shares = {name: share["share"] for name, share in result.get("behaviour", {}).items()}
@@ -50,14 +52,17 @@ def run(journey: Journey) -> dict[str, Any]:
 
 
 def behaviour(journey: Journey, engine: Engine, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Ask the held-out prompts at the recipe's temperature and count (evals/behaviour.py)."""
+    """Ask the held-out prompts at the recipe's temperature and count (evals/behaviour.py).
+
+    Raises DataError if the model's context is too short for any of them.
+    """
     settings = journey.recipe.eval
     sampling = Sampling(
         temperature=settings.temperature,
         max_tokens=settings.reply_tokens,
         seed=journey.runtime.seed_for("behaviour"),
     )
-    prompts, names = read_prompts([PROMPTS]), read_prompts([NAME_PROMPTS])
+    prompts, names = (_that_fit(journey, file, engine, tokenizer) for file in (PROMPTS, NAME_PROMPTS))
     with journey.console.progress(len(prompts) + len(names), "prompt") as progress:
 
         def reply_for(conversations: Sequence[Sequence[Message]]) -> list[Reply]:
@@ -73,8 +78,26 @@ def behaviour(journey: Journey, engine: Engine, tokenizer: Tokenizer) -> dict[st
     return found.to_dict()
 
 
+def _that_fit(journey: Journey, file: str, engine: Engine, tokenizer: Tokenizer) -> list[Prompt]:
+    """The prompts that leave room for a reply in the model's context; what is left out is told."""
+    prompts, context = read_prompts([file]), engine.config.context
+    fit = [p for p in prompts if len(render_prompt(p.messages, tokenizer)) < context]
+    if not fit:
+        raise DataError(
+            f"{file}: no prompt fits into model.context = {context} tokens; train with a longer one"
+        )
+    if len(fit) < len(prompts):
+        journey.console.say(
+            f"{len(prompts) - len(fit)} of {len(prompts)} held-out prompts are left out: "
+            f"they fill the model's context of {context} tokens"
+        )
+    return fit
+
+
 def evaluate_run(folder: Path, console: Console | None = None) -> dict[str, Any]:
-    """Evaluate a finished run once more, with its own recipe."""
+    """Evaluate a finished run once more, with its own recipe; returns the new summary."""
     recipe = build(Recipe, load_toml(folder / "recipe.toml"), str(folder / "recipe.toml"))
     journey = Journey(recipe, folder, machine.start(recipe.runtime, recipe.seed), console or Console())
-    return run(journey)
+    with only_writer(folder):
+        run_stage(journey, "evaluate", again=True)
+    return finished(journey, "evaluate")

@@ -19,7 +19,7 @@ from typing import Any
 from pilgrim.core import runtime as machine
 from pilgrim.core.config import build, differences, dump_toml, load_toml
 from pilgrim.core.console import Console
-from pilgrim.core.errors import ChangedRecipe, PilgrimError, SettingsError
+from pilgrim.core.errors import ChangedRecipe, CheckpointError, PilgrimError, SettingsError
 from pilgrim.core.files import explained, read_json, sha256_file, write_atomic, write_json_atomic
 from pilgrim.core.runlog import write_provenance
 from pilgrim.core.runtime import Runtime
@@ -67,26 +67,32 @@ def run_journey(
 
     Raises PilgrimError in one sentence for whatever the user can mend.
     """
+    from pilgrim.lab.report import write_report
+
     recipe = load_recipe(recipe_file, overrides)
-    console = console or Console()
-    folder = runs / recipe.name
-    with explained("made", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with only_writer(folder):
-        keep_recipe(folder, recipe, accept_changes)
-        journey = Journey(recipe, folder, machine.start(recipe.runtime, recipe.seed), console)
-        for note in journey.runtime.notes:
-            console.say(note)
-        if not (folder / "provenance.json").exists():
-            write_provenance(folder, command=sys.argv, seed=recipe.seed, data_hashes=_data_hashes(recipe))
-        for stage in chosen(recipe, only, until):
+    stages = chosen(recipe, only, until)
+    runtime = machine.start(recipe.runtime, recipe.seed)
+    journey = Journey(recipe, runs / recipe.name, runtime, console or Console())
+    with only_writer(journey.folder):
+        if begun(journey.folder):
+            refuse_changes(journey.folder, recipe, accept_changes)
+        else:
+            hashes = _data_hashes(recipe)  # files that are missing stop here, before anything is written
+            write_provenance(journey.folder, command=sys.argv, seed=recipe.seed, data_hashes=hashes)
+        write_atomic(journey.folder / "recipe.toml", dump_toml(recipe))
+        for note in runtime.notes:
+            journey.console.say(note)
+        for stage in stages:
             run_stage(journey, stage, again=stage == only)
-        return folder
+        journey.console.say(f"report: {write_report(journey.folder)}")
+    return journey.folder
 
 
 def chosen(recipe: Recipe, only: str | None, until: str | None) -> list[str]:
     """The stages to walk through. Raises SettingsError for one that the recipe does not have."""
     stages = [s for s in STAGES if getattr(recipe, s, True) is not None]
+    if only and until:
+        raise SettingsError(f"--only {only} and --until {until} contradict each other; leave one of them out")
     for option, stage in (("--only", only), ("--until", until)):
         if stage is not None and stage not in stages:
             raise SettingsError(
@@ -107,7 +113,9 @@ def run_stage(journey: Journey, stage: str, again: bool = False) -> None:
     began = time.perf_counter()
     work: Callable[[Journey], dict[str, Any]] = import_module(f"pilgrim.stages.{stage}").run
     summary = work(journey)
-    write_json_atomic(done, {"stage": stage, "elapsed_s": time.perf_counter() - began, "summary": summary})
+    # A stage that goes on where it was stopped counts for itself, with the time before it was stopped.
+    elapsed_s = summary.pop("elapsed_s", time.perf_counter() - began)
+    write_json_atomic(done, {"stage": stage, "elapsed_s": elapsed_s, "summary": summary})
 
 
 def finished(journey: Journey, stage: str) -> dict[str, Any]:
@@ -121,24 +129,49 @@ def finished(journey: Journey, stage: str) -> dict[str, Any]:
     return summary
 
 
-def keep_recipe(folder: Path, recipe: Recipe, accept_changes: bool) -> None:
-    """Save the resolved recipe; refuse one that differs from the run's, unless that is accepted."""
+def refuse_older(journey: Journey, stage: str) -> Callable[[str], None]:
+    """What to do when the last checkpoint of a finished stage is damaged, and an older one is whole.
+
+    The older one is not what the stage ended with, so it must not be taken for that in silence.
+    """
+
+    def refuse(damage: str) -> None:
+        raise CheckpointError(
+            f"{damage}, but {stage} had ended with the damaged one; "
+            f"delete {journey.folder / stage / 'DONE.json'} and run again to train its end anew"
+        )
+
+    return refuse
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run has anything that was made with its recipe: a finished stage, or a checkpoint."""
+    return any(folder.glob("*/DONE.json")) or any(folder.glob("*/checkpoints/step_*"))
+
+
+def refuse_changes(folder: Path, recipe: Recipe, accept_changes: bool) -> None:
+    """Refuse a resolved recipe that differs from the run's, unless that is accepted."""
     file = folder / "recipe.toml"
-    if file.exists():
-        changes = differences(build(Recipe, load_toml(file), str(file)), recipe)
-        if changes and not accept_changes:
-            raise ChangedRecipe(
-                f"{file}: this run was started with other settings ({'; '.join(changes)}); "
-                "give it another name with name=…, or go on with the new ones by --accept-changes (finished stages stay as they are)"
-            )
-    write_atomic(file, dump_toml(recipe))
+    changes = differences(build(Recipe, load_toml(file), str(file)), recipe)
+    if changes and not accept_changes:
+        raise ChangedRecipe(
+            f"{file}: this run was started with other settings ({'; '.join(changes)}); "
+            "give it another name with name=…, or go on with the new ones by --accept-changes, "
+            "which leaves finished stages as they are"
+        )
 
 
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the run's folder. Raises PilgrimError if another process does; a killed one holds nothing."""
+    """Hold the run's folder, which is made if it is not there; a process that was killed holds nothing.
+
+    Raises PilgrimError if another process holds it, or if it can't be written to.
+    """
     file = folder / ".lock"
-    with explained("written", file), file.open("w") as lock:
+    with explained("made", file):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = file.open("a")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

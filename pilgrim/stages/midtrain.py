@@ -4,13 +4,12 @@ model gets used to turns without forgetting how to write."""
 from typing import Any
 
 from pilgrim.data.mixture import Mixture
-from pilgrim.stages.journey import Journey, finished
-from pilgrim.stages.training import train_stage
+from pilgrim.stages.journey import Journey
+from pilgrim.stages.training import train_stage, weights_of
 
 
 def run(journey: Journey) -> dict[str, Any]:
     """Go on from pretraining on a mixture of documents and conversations."""
-    finished(journey, "pretrain")
     settings = journey.recipe.midtrain
     assert settings is not None
     weights = {"train": 1 - settings.conversation_share, "chat_train": settings.conversation_share}
@@ -19,6 +18,6 @@ def run(journey: Journey) -> dict[str, Any]:
         "midtrain",
         settings,
         lambda packed: Mixture({name: packed(name) for name in weights}, weights, journey.runtime),
-        start_from="pretrain",
+        weights_of(journey, "pretrain"),
         chat=True,
     )

@@ -6,7 +6,7 @@ a run shows every number it was made with; it can be used as a recipe itself.
 """
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ from pilgrim.train.loop import TrainSettings
 
 T = TypeVar("T", bound=TrainSettings)
 
+TRAINED = ("pretrain", "midtrain", "sft")  # the tables of stages that train
 MIDTRAIN_SHARE = 0.15  # of the pretraining steps, where the recipe names no number
 
 
@@ -28,6 +29,14 @@ class TokenizerSettings(Settings):
     """`[tokenizer]`."""
 
     vocab_size: int = Field(4096, ge=272, le=2**20, description="tokens, the special ones included")
+
+
+class PretrainSettings(TrainSettings):
+    """`[pretrain]`: language, from nothing."""
+
+    begin: Literal["random", "bigram"] = Field(
+        "random", description="first weights; bigram: embedding and head from counted pairs (model/bigram.py)"
+    )
 
 
 class MidtrainSettings(TrainSettings):
@@ -63,7 +72,7 @@ class Recipe(Settings):
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     optim: OptimSettings = OptimSettings()
-    pretrain: TrainSettings = TrainSettings()
+    pretrain: PretrainSettings = PretrainSettings()
     midtrain: MidtrainSettings | None = None
     sft: TrainSettings | None = None
     eval: EvalSettings = EvalSettings()
@@ -74,6 +83,14 @@ class Recipe(Settings):
             raise ValueError(
                 "sft.steps is missing: it depends on the conversations, not on model.depth; try 200"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_are_consistent(self) -> "Recipe":
+        for name in TRAINED:
+            settings: TrainSettings | None = getattr(self, name)
+            if settings and (what := settings.contradiction(name)):
+                raise ValueError(what)
         return self
 
     def resolved(self) -> "Recipe":
@@ -104,4 +121,6 @@ def _filled(settings: T, rows: int, steps: int) -> T:
 def load_recipe(file: Path, overrides: list[str]) -> Recipe:
     """Read, override, check and resolve a recipe. Raises SettingsError in one sentence."""
     tree = apply_overrides(load_toml(file), overrides)
-    return build(Recipe, tree, str(file)).resolved()
+    recipe = build(Recipe, tree, str(file)).resolved()
+    # What was derived can contradict what was given: three steps, and a warmup of five.
+    return build(Recipe, recipe.model_dump(exclude_none=True), f"{file}, with what is derived")

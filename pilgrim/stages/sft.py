@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pilgrim.stages.journey import Journey, finished
-from pilgrim.stages.training import train_stage
+from pilgrim.stages.journey import Journey
+from pilgrim.stages.training import train_stage, weights_of
 
 
 def run(journey: Journey) -> dict[str, Any]:
@@ -11,7 +11,5 @@ def run(journey: Journey) -> dict[str, Any]:
     recipe = journey.recipe
     assert recipe.sft is not None
     before = "midtrain" if recipe.midtrain else "pretrain"
-    finished(journey, before)
-    return train_stage(
-        journey, "sft", recipe.sft, lambda packed: packed("chat_train"), start_from=before, chat=True
-    )
+    begin = weights_of(journey, before)
+    return train_stage(journey, "sft", recipe.sft, lambda packed: packed("chat_train"), begin, chat=True)

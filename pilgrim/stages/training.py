@@ -1,24 +1,24 @@
 """What the three trained stages share: assemble model, optimizers, rows and evaluation for the loop."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pilgrim.core.checkpoint import load_weights
 from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.data.loader import Batch, PackedRows, Rows, one_pass
 from pilgrim.data.shards import TokenSet
 from pilgrim.infer.engine import Engine
+from pilgrim.infer.load import load_model
 from pilgrim.infer.sampling import Sampling
 from pilgrim.model.count import parameters
-from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers
-from pilgrim.stages.journey import Journey
+from pilgrim.stages.journey import Journey, finished, refuse_older
 from pilgrim.stages.shards import run_tokenizer, token_set
 from pilgrim.text.chat import Message, render_prompt
 from pilgrim.text.tokenizer import Tokenizer
-from pilgrim.train.loop import Loop, Parts, TrainSettings
+from pilgrim.train.loop import Loop, Parts, TrainSettings, load_weights
 from pilgrim.train.step import compiled_token_losses
 from pilgrim.train.validation import validate
 
@@ -28,22 +28,19 @@ def train_stage(
     stage: str,
     settings: TrainSettings,
     rows: Callable[[Callable[[str], PackedRows]], Rows],
-    start_from: str | None,
+    begin: Callable[[Transformer], None],
     chat: bool,
 ) -> dict[str, Any]:
     """Train one stage and return its summary.
 
     `rows` gets a function from a token set's name to its packed rows, and makes the stage's rows of it.
-    `start_from` names the stage whose last weights this one begins with; None begins from nothing.
+    `begin` fills in the weights that the stage begins with.
     `chat` says that the stage teaches conversations: they are validated and sampled too.
     """
     recipe, runtime = journey.recipe, journey.runtime
     tokenizer, _ = run_tokenizer(journey.folder)
     model = Transformer(recipe.model.config(tokenizer.vocab_size)).to(runtime.device)
-    if start_from is None:
-        initialize(model, runtime.generator("initialize"))
-    else:
-        model.load_weights(load_weights(journey.folder / start_from))
+    begin(model)
 
     def packed(name: str) -> PackedRows:
         return PackedRows(token_set(journey, name), recipe.model.context, tokenizer.eot_id, runtime)
@@ -63,7 +60,8 @@ def train_stage(
         for prefix, tokens in held_out.items():
             v = validate(model, once(tokens), token_bytes, losses, runtime)
             measures |= {f"{prefix}bpb": v.bpb, f"{prefix}loss": v.loss}
-        _sample(journey, model, tokenizer, log, folder, step, chat)
+        if all(map(math.isfinite, measures.values())):  # else the weights are spoiled, and the loop stops
+            _sample(journey, model, tokenizer, log, folder, step, chat)
         return measures
 
     optimizers = Optimizers(model, recipe.optim, runtime.dtype, runtime.compile)
@@ -87,12 +85,25 @@ def train_stage(
     return {
         "steps": state.step,
         "tokens": state.tokens,
+        "elapsed_s": state.elapsed_s,
         "train_s": state.train_s,
         "tokens_per_s": state.tokens / state.train_s,
         "parameters": parameters(model.config).total,
         "train_loss": last["loss"],
         **{k: v for k, v in final.items() if k != "step"},
     }
+
+
+def weights_of(journey: Journey, stage: str) -> Callable[[Transformer], None]:
+    """A `begin` for `train_stage`: the weights that an earlier stage ended with."""
+    finished(journey, stage)
+
+    def begin(model: Transformer) -> None:
+        place = journey.folder / stage
+        before = load_model(place, refuse_older(journey, stage))
+        load_weights(model, before.weights(), before.config.model_dump(), place)
+
+    return begin
 
 
 def _sample(

@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
-from pilgrim.core.checkpoint import CheckpointStore
+from pilgrim.core.checkpoint import LATEST, CheckpointStore
 from pilgrim.core.config import Settings
 from pilgrim.core.console import Console
 from pilgrim.core.errors import ChangedRecipe, PilgrimError
@@ -182,7 +182,7 @@ class Loop:
             loss, norm = float(result.loss), float(result.gradient_norm)
             parts.log.metrics(step, loss=loss, grad_norm=norm, **measured)
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                self._diverged(step - 1, f"at step {step}", loss=loss, grad_norm=norm)
+                self._diverged(step, step - 1, loss=loss, grad_norm=norm)
         elapsed_s = time.perf_counter() - window.began_s
         state.train_s += elapsed_s
         speed = window.tokens / elapsed_s
@@ -190,18 +190,19 @@ class Loop:
         self.window = Window()
         return {"loss": loss, "tokens_per_s": speed}
 
-    def _diverged(self, updates: int, when: str, **measured: float) -> None:
-        """Stop: the weights after `updates` updates give no finite loss, whatever the learning rate.
+    def _diverged(self, step: int, updates: int, **measured: float) -> None:
+        """Stop: at `step` it was found that the weights after `updates` updates give no finite loss.
 
-        A checkpoint of just these weights is none that a run could go on from, so it is removed.
+        No learning rate can mend that, so a checkpoint of just these weights is removed.
         """
         if self.saved and self.saved[0] == updates:
+            (self.store.folder / LATEST).unlink(missing_ok=True)
             shutil.rmtree(self.saved[1])
         kept = self.store.steps()[-1:]
-        self.parts.log.event("non_finite_loss", when=when, **measured, kept=kept)
+        self.parts.log.event("non_finite_loss", step=step, **measured, kept=kept)
         found = " and ".join(f"{name} = {value}" for name, value in measured.items())
         raise NonFiniteLoss(
-            f"{self.parts.folder}: training diverged, {when} {found}; "
+            f"{self.parts.folder}: training diverged, at step {step} {found}; "
             f"{f'the checkpoint of step {kept[0]} is kept' if kept else 'there was no good checkpoint yet'}; "
             "lower the learning rates of [optim] and run again with --accept-changes"
         )
@@ -219,7 +220,7 @@ class Loop:
             return
         measures = self.parts.evaluate(state.step)
         if not all(map(math.isfinite, measures.values())):
-            self._diverged(state.step, f"after step {state.step}", **measures)
+            self._diverged(state.step, state.step, **measures)
         if state.step and measures["bpb"] <= min((row["bpb"] for row in records), default=math.inf):
             self.store.mark_best(state.step)
         self.parts.log.evaluation(state.step, **measures)  # last: what is on record is not done again

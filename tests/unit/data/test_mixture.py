@@ -1,0 +1,95 @@
+"""A mixture keeps its proportions, and goes on from any position to the same rows."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+
+import pytest
+import torch
+
+from pilgrim.core.runtime import Runtime
+from pilgrim.data.loader import Batch, Position
+from pilgrim.data.mixture import BLOCK, Mixture
+
+
+class Counting:
+    """Rows that say where they come from: source `number`, row 0, 1, 2 …"""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def rows(self, position: Position | None) -> Iterator[tuple[Batch, Position]]:
+        at = position["row"] if position else 0
+        while True:
+            row = torch.tensor([[self.number, at]])
+            at += 1
+            yield Batch(row, row, torch.zeros_like(row)), {"row": at}
+
+
+def mixture(weights: dict[str, float], seed: int = 1) -> Mixture:
+    runtime = Runtime(torch.device("cpu"), torch.float32, compile=False, seed=seed)
+    return Mixture({name: Counting(i) for i, name in enumerate(weights)}, weights, runtime)
+
+
+def drawn(source: Mixture, rows: int, position: Position | None = None) -> list[tuple[int, int]]:
+    """(source, its row) of the next rows."""
+    found = [row.inputs_bt[0].tolist() for row, _ in islice(source.rows(position), rows)]
+    return [(number, at) for number, at in found]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {"a": 0.5, "b": 0.5},
+        {"a": 0.9, "b": 0.1},
+        {"a": 3, "b": 1, "c": 4},  # need not sum to one
+        {"a": 1, "b": 0},
+    ],
+)
+def test_rows_come_in_the_given_proportion(weights: dict[str, float]) -> None:
+    n = 5000
+    count = Counter(number for number, _ in drawn(mixture(weights), n))
+    for number, weight in enumerate(weights.values()):
+        share = weight / sum(weights.values())
+        spread = (share * (1 - share) / n) ** 0.5
+        assert abs(count[number] / n - share) <= 4 * spread
+
+
+def test_every_source_is_read_in_its_own_order() -> None:
+    rows = drawn(mixture({"a": 2, "b": 1, "c": 1}), 3000)
+    for number in range(3):
+        own = [at for n, at in rows if n == number]
+        assert own == list(range(len(own)))
+
+
+def test_the_draw_is_the_seeds() -> None:
+    weights = {"a": 1.0, "b": 1.0}
+    assert drawn(mixture(weights), 50) == drawn(mixture(weights), 50)
+    assert drawn(mixture(weights), 50) != drawn(mixture(weights, seed=2), 50)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 17, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK])
+def test_it_goes_on_from_any_position(at: int) -> None:
+    """The position passes through a checkpoint's JSON, also when a source was not drawn from yet."""
+    weights = {"a": 1.0, "b": 0.01}
+    everything = drawn(mixture(weights), at + 60)
+    positions = [None, *(position for _, position in islice(mixture(weights).rows(None), at))]
+    assert drawn(mixture(weights), 60, json.loads(json.dumps(positions[-1]))) == everything[at:]
+
+
+def test_positions_that_were_handed_out_do_not_change() -> None:
+    stream = mixture({"a": 1.0, "b": 1.0}).rows(None)
+    first = next(stream)[1]
+    copy = json.dumps(first)
+    next(stream)
+    assert json.dumps(first) == copy
+
+
+@pytest.mark.parametrize(
+    "weights", [{"a": 1.0}, {"a": 1.0, "b": -0.1}, {"a": 0.0, "b": 0.0}, {"a": 1.0, "c": 1.0}]
+)
+def test_weights_that_make_no_mixture(weights: dict[str, float]) -> None:
+    runtime = Runtime(torch.device("cpu"), torch.float32, compile=False, seed=1)
+    with pytest.raises(ValueError, match="one weight >= 0 for each of"):
+        Mixture({"a": Counting(0), "b": Counting(1)}, weights, runtime)
