@@ -27,9 +27,8 @@ def main() -> None:
 
 def told(what: str, measure: Callable[[], float], times: int) -> None:
     seconds = sorted(measure() for _ in range(times))
-    print(
-        f"{what}: median {statistics.median(seconds):.2f} s of {times} ({seconds[0]:.2f} to {seconds[-1]:.2f})"
-    )
+    median = statistics.median(seconds)
+    print(f"{what}: median {median:.2f} s of {times} ({seconds[0]:.2f} to {seconds[-1]:.2f})")
 
 
 def imported() -> float:
