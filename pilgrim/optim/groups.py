@@ -17,7 +17,7 @@ from pilgrim.optim.muon import Muon
 
 
 class OptimSettings(Settings):
-    """`[optim]` of a recipe. Rates that are None follow from width and batch (optim/scaling.py)."""
+    """`[optim]` of a recipe. Rates that are None follow from the width (optim/scaling.py)."""
 
     matrix_lr: float | None = Field(default=None, ge=0, description="peak learning rate of Muon's matrices")
     embedding_lr: float | None = Field(
@@ -26,6 +26,7 @@ class OptimSettings(Settings):
     head_lr: float | None = Field(default=None, ge=0, description="peak learning rate of the head")
     norm_lr: float | None = Field(default=None, ge=0, description="peak learning rate of the norms' gains")
     weight_decay: float = Field(default=0.0, ge=0, description="cautious weight decay of the matrices")
+    head_weight_decay: float = Field(default=0.0, ge=0, description="weight decay of the head")
     momentum_start: float = Field(default=0.85, ge=0, lt=1, description="Muon's momentum at the first step")
     momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon's momentum once warmed up")
     momentum_warmup: int = Field(default=100, ge=0, description="steps from the one to the other")
@@ -54,8 +55,13 @@ class Optimizers:
             dtype=dtype,
             compile=compile,
         )
+        decay = {"embedding": 0.0, "head": settings.head_weight_decay, "norm": 0.0}
         self.adamw = AdamW(
-            [{"params": kinds[k], "base_lr": rates[k]} for k in ("embedding", "head", "norm") if kinds[k]],
+            [
+                {"params": kinds[kind], "base_lr": rates[kind], "weight_decay": decay[kind]}
+                for kind in decay
+                if kinds[kind]
+            ],
             compile=compile,
         )
 

@@ -31,7 +31,7 @@ NAME_PROMPTS = "assets:prompts/name.jsonl"
 def run(journey: Journey) -> dict[str, Any]:
     """Write `evaluate/result.json`; the summary has the shares and the bits per byte."""
     recipe, runtime = journey.recipe, journey.runtime
-    tokenizer, _ = run_tokenizer(journey.folder)
+    tokenizer, _ = run_tokenizer(journey)
     stages = [s for s in reversed(TRAINED_STAGES) if getattr(recipe, s) is not None]
     for stage in stages:
         finished(journey, stage)

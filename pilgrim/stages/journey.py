@@ -79,6 +79,7 @@ def run_journey(
         else:
             hashes = _data_hashes(recipe)  # files that are missing stop here, before anything is written
             write_provenance(journey.folder, command=sys.argv, seed=recipe.seed, data_hashes=hashes)
+        _tidy(journey.folder)
         write_atomic(journey.folder / "recipe.toml", dump_toml(recipe))
         for note in runtime.notes:
             journey.console.say(note)
@@ -167,9 +168,10 @@ def only_writer(folder: Path) -> Iterator[None]:
 
     Raises PilgrimError if another process holds it, or if it can't be written to.
     """
-    file = folder / ".lock"
-    with explained("made", file):
+    with explained("made", folder):
         folder.mkdir(parents=True, exist_ok=True)
+    file = folder / ".lock"
+    with explained("written", file):
         lock = file.open("a")
     with lock:
         try:
@@ -180,6 +182,13 @@ def only_writer(folder: Path) -> Iterator[None]:
                 "wait for it, or give this one another name with name=…"
             ) from error
         yield
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the temporary files of writers that were killed."""
+    for left in folder.rglob(".tmp-*"):
+        if left.is_file():
+            left.unlink()
 
 
 def _data_hashes(recipe: Recipe) -> dict[str, str]:

@@ -5,14 +5,16 @@ from the one dial, `model.depth`, is filled in. The resolved recipe is saved in 
 a run shows every number it was made with; it can be used as a recipe itself.
 """
 
+import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pilgrim.core.config import Settings, apply_overrides, build, load_toml
 from pilgrim.core.runtime import RuntimeSettings
 from pilgrim.data.sources import DataSettings
+from pilgrim.model.bigram import LARGEST_VOCABULARY
 from pilgrim.model.config import ModelSettings
 from pilgrim.model.count import parameters
 from pilgrim.optim import scaling
@@ -22,6 +24,7 @@ from pilgrim.train.loop import TrainSettings
 T = TypeVar("T", bound=TrainSettings)
 
 TRAINED = ("pretrain", "midtrain", "sft")  # the tables of stages that train
+MICRO_TOKENS = 16_384  # most tokens in a microbatch: small enough for a GPU of 40 GB up to depth 20
 MIDTRAIN_SHARE = 0.15  # of the pretraining steps, where the recipe names no number
 
 
@@ -65,7 +68,7 @@ class Recipe(Settings):
     """A journey from raw text to a chatbot. A table that is left out means its defaults; a missing
     `[midtrain]` or `[sft]` means that the journey goes without that stage."""
 
-    name: str = Field(pattern=r"^[\w][\w.-]*$", description="the run's folder below runs/")
+    name: str = Field(description="the run's folder below runs/")
     seed: int = Field(1, ge=0, description="of all randomness")
     runtime: RuntimeSettings = RuntimeSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
@@ -76,6 +79,28 @@ class Recipe(Settings):
     midtrain: MidtrainSettings | None = None
     sft: TrainSettings | None = None
     eval: EvalSettings = EvalSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError("it names a folder; use letters, digits, _ - and . only, as in try-2")
+        return name
+
+    @model_validator(mode="after")
+    def _bigrams_can_be_counted(self) -> "Recipe":
+        cure = 'write pretrain.begin = "random"'
+        if self.pretrain.begin == "bigram" and self.model.tied:
+            raise ValueError(
+                f'pretrain.begin = "bigram" needs tables of their own for embedding and head, '
+                f"but model.tied = true; {cure}, or untie them"
+            )
+        if self.pretrain.begin == "bigram" and self.tokenizer.vocab_size > LARGEST_VOCABULARY:
+            raise ValueError(
+                f'pretrain.begin = "bigram" counts pairs of up to {LARGEST_VOCABULARY} tokens, '
+                f"and tokenizer.vocab_size = {self.tokenizer.vocab_size} is more; {cure}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sft_has_steps(self) -> "Recipe":
@@ -100,21 +125,28 @@ class Recipe(Settings):
         batch = scaling.batch_tokens(horizon, config.context)
         rows = self.pretrain.rows or batch // config.context
         steps = self.pretrain.steps or max(1, round(horizon / (rows * config.context)))
-        rates = scaling.learning_rates(config.width, rows * config.context)
+        rates = scaling.learning_rates(config.width)
         changes: dict[str, Any] = {
             "model": model,
             "optim": self.optim.with_rates(rates.matrix, rates.embedding, rates.head, rates.norm),
-            "pretrain": _filled(self.pretrain, rows, steps),
-            "midtrain": self.midtrain and _filled(self.midtrain, rows, max(1, round(MIDTRAIN_SHARE * steps))),
-            "sft": self.sft and _filled(self.sft, rows, 0),
+            "pretrain": _filled(self.pretrain, rows, steps, config.context),
+            "midtrain": self.midtrain
+            and _filled(self.midtrain, rows, max(1, round(MIDTRAIN_SHARE * steps)), config.context),
+            "sft": self.sft and _filled(self.sft, rows, 0, config.context),
         }
         return self.model_copy(update=changes)
 
 
-def _filled(settings: T, rows: int, steps: int) -> T:
-    """The settings with rows and steps where they name none; by default a batch is one microbatch."""
+def _filled(settings: T, rows: int, steps: int, context: int) -> T:
+    """The settings with rows, microbatches and steps where they name none."""
     rows = settings.rows or rows
-    derived = {"rows": rows, "micro_rows": settings.micro_rows or rows, "steps": settings.steps or steps}
+    most = max(1, MICRO_TOKENS // context)
+    micro_rows = max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)
+    derived = {
+        "rows": rows,
+        "micro_rows": settings.micro_rows or micro_rows,
+        "steps": settings.steps or steps,
+    }
     return settings.model_copy(update=derived)
 
 

@@ -17,9 +17,8 @@ AT_ONCE = 1024  # documents tokenized together
 
 def run(journey: Journey) -> dict[str, Any]:
     """Write the token sets train and val, and, if a later stage needs them, chat_train and chat_val."""
-    finished(journey, "tokenizer")
     recipe, folder = journey.recipe, journey.stage_folder("shards")
-    tokenizer, digest = run_tokenizer(journey.folder)
+    tokenizer, digest = run_tokenizer(journey)
     texts = split(recipe.data)
     if texts.left_out:
         journey.console.say(
@@ -37,16 +36,17 @@ def run(journey: Journey) -> dict[str, Any]:
     return _summary(folder, digest)
 
 
-def run_tokenizer(run_folder: Path) -> tuple[Tokenizer, str]:
+def run_tokenizer(journey: Journey) -> tuple[Tokenizer, str]:
     """The run's tokenizer and the hash that its token sets carry."""
-    folder = run_folder / "tokenizer"
+    finished(journey, "tokenizer")
+    folder = journey.folder / "tokenizer"
     return Tokenizer.load(folder), sha256_file(folder / "tokenizer.json")
 
 
 def token_set(journey: Journey, name: str) -> TokenSet:
     """One of the run's token sets, verified."""
     finished(journey, "shards")
-    return open_token_set(journey.folder / "shards", name, run_tokenizer(journey.folder)[1])
+    return open_token_set(journey.folder / "shards", name, run_tokenizer(journey)[1])
 
 
 def tokenized(texts: Sequence[Text], tokenizer: Tokenizer) -> Iterator[Document]:

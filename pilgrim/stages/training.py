@@ -38,7 +38,7 @@ def train_stage(
     `chat` says that the stage teaches conversations: they are validated and sampled too.
     """
     recipe, runtime = journey.recipe, journey.runtime
-    tokenizer, _ = run_tokenizer(journey.folder)
+    tokenizer, _ = run_tokenizer(journey)
     model = Transformer(recipe.model.config(tokenizer.vocab_size)).to(runtime.device)
     begin(model)
 

@@ -45,7 +45,7 @@ class TrainSettings(Settings):
     steps: int | None = Field(None, ge=1, description="updates of the weights")
     rows: int | None = Field(None, ge=1, description="rows per step, over all microbatches")
     micro_rows: int | None = Field(
-        None, ge=1, description="rows per microbatch: as many as fit in memory; rows"
+        None, ge=1, description="rows per microbatch: as many as fit in memory; up to 16,384 tokens"
     )
     eval_every: int = Field(100, ge=1, description="steps between evaluations; one is made at the end too")
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")

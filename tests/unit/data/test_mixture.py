@@ -69,10 +69,11 @@ def test_the_draw_is_the_seeds() -> None:
     assert drawn(mixture(weights), 50) != drawn(mixture(weights, seed=2), 50)
 
 
+@pytest.mark.parametrize("rare", [0.5, 0.01])
 @pytest.mark.parametrize("at", [0, 1, 2, 17, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK])
-def test_it_goes_on_from_any_position(at: int) -> None:
+def test_it_goes_on_from_any_position(at: int, rare: float) -> None:
     """The position passes through a checkpoint's JSON, also when a source was not drawn from yet."""
-    weights = {"a": 1.0, "b": 0.01}
+    weights = {"a": 1.0, "b": rare}
     everything = drawn(mixture(weights), at + 60)
     positions = [None, *(position for _, position in islice(mixture(weights).rows(None), at))]
     assert drawn(mixture(weights), 60, json.loads(json.dumps(positions[-1]))) == everything[at:]

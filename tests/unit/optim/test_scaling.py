@@ -14,7 +14,7 @@ from pilgrim.optim.scaling import (
 
 
 def test_at_the_anchor_nothing_is_scaled() -> None:
-    assert learning_rates(ANCHOR_WIDTH, ANCHOR_BATCH_TOKENS) == ANCHOR_RATES
+    assert learning_rates(ANCHOR_WIDTH) == ANCHOR_RATES
     assert batch_tokens(ANCHOR_HORIZON_TOKENS, 512) == ANCHOR_BATCH_TOKENS
 
 
@@ -30,14 +30,8 @@ def test_a_batch_has_at_least_one_row() -> None:
     assert batch_tokens(1e4, 2048) == 2048
 
 
-def test_rates_grow_with_the_root_of_the_batch() -> None:
-    rates = learning_rates(ANCHOR_WIDTH, 4 * ANCHOR_BATCH_TOKENS)
-    for kind in ("matrix", "embedding", "head", "norm"):
-        assert getattr(rates, kind) == pytest.approx(2 * getattr(ANCHOR_RATES, kind))
-
-
 def test_only_embedding_and_head_learn_slower_in_wider_models() -> None:
-    rates = learning_rates(4 * ANCHOR_WIDTH, ANCHOR_BATCH_TOKENS)
+    rates = learning_rates(4 * ANCHOR_WIDTH)
     assert (rates.matrix, rates.norm) == (ANCHOR_RATES.matrix, ANCHOR_RATES.norm)
     assert rates.embedding == pytest.approx(ANCHOR_RATES.embedding / 2)
     assert rates.head == pytest.approx(ANCHOR_RATES.head / 2)
