@@ -36,7 +36,7 @@ TOLD_TWICE_BYTES = 4000  # longer documents are several stories glued together
 # How many conversations of each kind are tried for training; some stories do not serve a kind and drop out.
 TRAIN_PLAN = {
     "tell": 1500, "story_hour": 1100, "continue": 1500, "parts": 520, "next": 450, "question": 850,
-    "small_talk": 1700, "name": 1500, "identity": 500, "chain": 550,
+    "small_talk": 1700, "name": 2400, "identity": 500, "chain": 550,
 }  # fmt: skip
 HELDOUT_PLAN = {
     "tell": 50, "story_hour": 40, "continue": 50, "parts": 25, "next": 20, "question": 40,
