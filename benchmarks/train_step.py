@@ -4,10 +4,10 @@
     ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 python benchmarks/train_step.py       the same without AMX
     python benchmarks/train_step.py --quick                                   a smoke test in a minute
 
-Prints tokens/s, GFLOP/s of the multiplications that training needs (pilgrim/model/count.py, `flops_multiplied`),
-and their share of the best 2048³ matrix product of the same run. Beside it, in turns, a public baseline of the
-same shape on the same rows: transformers' Qwen3ForCausalLM, compiled, under bf16 autocast, with torch's AdamW
-(fused). Medians over all turns; the machine may be doing other things, so read the ratio.
+Prints tokens/s, GFLOP/s of the multiplications that training needs (pilgrim/model/count.py,
+`flops_multiplied`), and their share of the best 2048³ matrix product of the same run. Beside it, in turns, a
+public baseline of the same shape on the same rows: transformers' Qwen3ForCausalLM, compiled, under bf16
+autocast, with torch's fused AdamW. Medians over all turns; the machine may be busy, so read the ratio.
 """
 
 import argparse
@@ -41,7 +41,9 @@ KINDS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", choices=sorted(PRESETS), default="d4")
     parser.add_argument("--rows", type=int, help="rows per step, instead of the preset's")
     parser.add_argument("--turns", type=int, default=5, help="how often ours and the baseline take turns")
@@ -92,7 +94,7 @@ def baseline(config: ModelConfig, batch: Batch, runtime: Runtime) -> Callable[[]
     """The same network by transformers, with AdamW; causal attention over whole rows, without documents."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    model = Qwen3ForCausalLM(
+    model: torch.nn.Module = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=config.vocab_size,
             hidden_size=config.width,
@@ -102,10 +104,10 @@ def baseline(config: ModelConfig, batch: Batch, runtime: Runtime) -> Callable[[]
             head_dim=config.head_size,
             intermediate_size=config.mlp_width,
             max_position_embeddings=config.context,
-            attn_implementation="sdpa",
             use_cache=False,
         )
-    ).to(runtime.device)
+    )
+    model.to(runtime.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     ids, targets = batch.inputs_bt.to(runtime.device), batch.targets_bt.to(runtime.device)
 
@@ -138,7 +140,7 @@ def in_turns(steps: dict[str, Callable[[], None]], turns: int) -> dict[str, floa
     for step in steps.values():
         step()
         step()
-    seconds = defaultdict(list)
+    seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(turns):
         for name, step in steps.items():
             seconds[name] += [timed(step) for _ in range(5)]
@@ -153,14 +155,13 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def tell(
-    config: ModelConfig, batch: Batch, runtime: Runtime, peak: float, seconds: dict[str, float]
-) -> None:
+def tell(config: ModelConfig, batch: Batch, runtime: Runtime, peak: float, seconds: dict[str, float]) -> None:
     tokens = batch.inputs_bt.numel()
     flops = flops_multiplied(config, config.context).training * tokens
     isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "as the machine has")
     print(
-        f"{parameters(config).total / 1e6:.1f}M parameters, {tokens} tokens a step in rows of {config.context}, "
+        f"{parameters(config).total / 1e6:.1f}M parameters, {tokens} tokens a step, "
+        f"rows of {config.context}, "
         f"{runtime.dtype}, {torch.get_num_threads()} threads, instructions: {isa}"
     )
     print(f"best 2048³ matrix product: {peak:,.0f} GFLOP/s")

@@ -14,10 +14,9 @@ from torch import Tensor
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import Batch
 from pilgrim.model.transformer import Transformer
-from pilgrim.train.losses import token_losses
+from pilgrim.train.losses import Losses, token_losses
 
-# (model, batch, dtype) -> nats per target, fp32 [b, t]
-TokenLosses = Callable[[Transformer, Batch, torch.dtype], Tensor]
+TokenLosses = Callable[[Transformer, Batch, torch.dtype], Losses]
 
 
 def compiled_token_losses(runtime: Runtime) -> TokenLosses:
@@ -40,7 +39,7 @@ def accumulate(
     count = max(1, batch.trained_tokens)
     total = torch.zeros((), device=runtime.device)
     for micro in batch.micro(micro_rows):
-        loss = losses(model, micro.to(runtime.device), runtime.dtype).sum() / count
+        loss = losses(model, micro.to(runtime.device), runtime.dtype).total / count
         loss.backward()
         total += loss.detach()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]

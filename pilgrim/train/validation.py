@@ -43,7 +43,7 @@ def validate(
     for batch in rows:
         full = max(full, batch.inputs_bt.shape[0])
         batch = filled(batch, full).to(runtime.device)
-        nats = losses(model, batch, runtime.dtype).detach().double()
+        nats = losses(model, batch, runtime.dtype).each_bt.double()
         counted = batch.targets_bt != IGNORED
         sizes = bytes_of[batch.targets_bt.clamp(min=0)] * counted
         text_nats += float(nats[sizes > 0].sum())

@@ -15,7 +15,7 @@ from pilgrim.data.shards import TokenSet
 from pilgrim.model.attention import causal_attention
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers, OptimSettings
-from pilgrim.train.losses import token_losses
+from pilgrim.train.losses import plain_token_losses, token_losses
 from pilgrim.train.step import accumulate
 
 CONTEXT, END, ROWS = 16, 0, 8
@@ -81,7 +81,7 @@ def test_the_loss_is_the_mean_over_trained_tokens(
     model = new_model()
     loss, norm, found = gradients(model, batch, 2, runtime)
     model.zero_grad(set_to_none=True)
-    nats = token_losses(model, batch, torch.float32)
+    nats = plain_token_losses(model, batch, torch.float32)
     counted = batch.targets_bt != IGNORED
     mean = nats[counted].mean()
     mean.backward()
@@ -96,7 +96,7 @@ def test_the_loss_is_the_mean_over_trained_tokens(
 def test_the_losses_are_torchs(new_model: NewModel, texts: Batch) -> None:
     """One document by itself, with torch's cross-entropy over all its logits."""
     model = new_model()
-    nats = token_losses(model, texts, torch.float32)
+    nats = token_losses(model, texts, torch.float32).each_bt
     assert nats.shape == texts.targets_bt.shape
     assert not nats[texts.targets_bt == IGNORED].any()
     documents, length = texts.documents_bt[0], int((texts.documents_bt[0] == 0).sum())

@@ -1,0 +1,143 @@
+"""Recipes: everything derived is written out, sensible, and reads back equal."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pilgrim.core.config import build, dump_toml
+from pilgrim.core.errors import SettingsError
+from pilgrim.model.count import parameters
+from pilgrim.stages.recipe import MICRO_TOKENS, TRAINED, Recipe, load_recipe
+
+RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.toml"))
+
+
+def recipe(**tables: Any) -> Recipe:
+    return build(Recipe, {"name": "x", **tables}, "x.toml")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        recipe(),
+        recipe(midtrain={}, sft={"steps": 200}),
+        recipe(model={"depth": 12, "kv_heads": 2, "tied": True}, optim={"norm_lr": 0.5}, seed=7),
+        recipe(pretrain={"begin": "bigram", "rows": 6, "micro_rows": 3, "steps": 40}),
+        recipe(data={"val": [], "val_share": 0.02}, runtime={"threads": 2}, eval={"prompts": ["Über"]}),
+        *(load_recipe(file, []) for file in RECIPES),
+    ],
+)
+def test_a_resolved_recipe_reads_back_equal(given: Recipe, tmp_path: Path) -> None:
+    """The run's recipe.toml is the recipe: loaded, resolved again, dumped again, nothing changes."""
+    resolved = given.resolved()
+    file = tmp_path / "recipe.toml"
+    file.write_text(dump_toml(resolved))
+    assert build(Recipe, tomllib.loads(file.read_text()), str(file)) == resolved
+    assert resolved.resolved() == resolved
+    assert load_recipe(file, []) == resolved
+    assert dump_toml(load_recipe(file, [])) == file.read_text()
+
+
+@pytest.mark.parametrize("depth", [4, 12, 20])
+def test_one_dial_sets_everything(depth: int) -> None:
+    found = recipe(model={"depth": depth}, midtrain={}, sft={"steps": 100}).resolved()
+    model, optim, pretrain = found.model, found.optim, found.pretrain
+    assert model.width == 64 * depth
+    assert model.head_size == 128 and model.heads == model.kv_heads == depth // 2
+    assert model.mlp_width == 3 * model.width
+    assert pretrain.rows and pretrain.steps
+
+    count = parameters(model.config(found.tokenizer.vocab_size))
+    tokens = pretrain.rows * pretrain.steps * model.context
+    assert tokens / (count.matrices + count.head) == pytest.approx(12, rel=0.01)
+    assert 500 < pretrain.steps < 20_000
+    rates = (optim.matrix_lr, optim.embedding_lr, optim.head_lr, optim.norm_lr)
+    assert all(rate is not None and 0.001 < rate < 1 for rate in rates)
+    assert found.midtrain and found.midtrain.steps == round(0.15 * pretrain.steps)
+    for stage in (found.pretrain, found.midtrain, found.sft):
+        assert stage and stage.rows == pretrain.rows
+        assert stage.micro_rows and stage.rows % stage.micro_rows == 0
+        assert stage.micro_rows * model.context <= MICRO_TOKENS
+
+
+def test_deeper_is_more_of_everything() -> None:
+    small, middle, large = (recipe(model={"depth": depth}).resolved() for depth in (4, 12, 20))
+    for a, b in ((small, middle), (middle, large)):
+        assert a.pretrain.rows and b.pretrain.rows and a.pretrain.rows < b.pretrain.rows
+        assert a.optim.embedding_lr and b.optim.embedding_lr
+        assert a.optim.embedding_lr > b.optim.embedding_lr
+
+
+def test_what_is_derived_is_shown() -> None:
+    """No setting that training depends on is left to be guessed from the dial."""
+    shown = tomllib.loads(dump_toml(recipe(midtrain={}, sft={"steps": 9}).resolved()))
+    assert shown["model"]["width"] == 256
+    assert shown["optim"].keys() >= {"matrix_lr", "embedding_lr", "head_lr", "norm_lr"}
+    for stage in TRAINED:
+        assert shown[stage].keys() >= {"steps", "rows", "micro_rows"}
+    hidden = {
+        (name, setting)
+        for name, table in recipe(midtrain={}, sft={"steps": 9}).resolved()
+        if hasattr(table, "model_dump")
+        for setting, value in table.model_dump().items()
+        if value is None
+    }
+    assert hidden == {("runtime", "threads")}  # as many as torch chooses on the machine at hand
+
+
+def test_what_is_given_is_kept() -> None:
+    found = recipe(
+        model={"depth": 4, "width": 96, "head_size": 32, "mlp_width": 200},
+        optim={"matrix_lr": 0.5},
+        pretrain={"rows": 6, "micro_rows": 2, "steps": 30},
+        midtrain={"rows": 2, "steps": 7},
+        sft={"steps": 8, "micro_rows": 3},
+    ).resolved()
+    assert (found.model.width, found.model.heads, found.model.mlp_width) == (96, 3, 200)
+    assert found.optim.matrix_lr == 0.5
+    trained = [(s.rows, s.micro_rows, s.steps) for s in (found.pretrain, found.midtrain, found.sft) if s]
+    assert trained == [(6, 2, 30), (2, 2, 7), (6, 3, 8)]
+
+
+def test_a_microbatch_divides_the_batch() -> None:
+    """Rows that are no power of two, and a context larger than any microbatch should be."""
+    found = recipe(model={"context": 1024}, pretrain={"rows": 34}).resolved()
+    assert found.pretrain.micro_rows == 2  # 16 rows would fit, but 34 has only 1, 2, 17 and 34
+    found = recipe(model={"context": 32_768}, pretrain={"rows": 3}).resolved()
+    assert found.pretrain.micro_rows == 1
+
+
+def test_a_stage_without_a_table_is_not_there() -> None:
+    found = recipe().resolved()
+    assert (found.midtrain, found.sft) == (None, None)
+    assert "[midtrain]" not in dump_toml(found)
+
+
+@pytest.mark.parametrize(
+    ("tables", "told"),
+    [
+        ({"sft": {}}, "x.toml: sft.steps is missing"),
+        (
+            {"pretrain": {"steps": 3}},
+            "x.toml: pretrain.warmup = 5 must be less than pretrain.steps = 3; try 0",
+        ),
+        (
+            {"sft": {"steps": 9, "rows": 6, "micro_rows": 4}},
+            "x.toml: sft.micro_rows = 4 must divide sft.rows = 6; try 2",
+        ),
+        (
+            {"midtrain": {"conversation_share": 1.5}},
+            "x.toml: midtrain.conversation_share = 1.5 should be less than 1",
+        ),
+        ({"name": "../x"}, 'x.toml: name = "../x": it names a folder'),
+        ({"name": ""}, 'x.toml: name = "": it names a folder'),
+        ({"evals": {}}, "x.toml: evals is not a setting; did you mean eval?"),
+    ],
+)
+def test_what_can_not_be(tables: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        recipe(**tables)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
