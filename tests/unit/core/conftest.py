@@ -1,33 +1,15 @@
 """Ways in which a system says no: a file that must not grow, a disk that is full, a folder not ours."""
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 NOBODY = 65534
-
-
-@contextmanager
-def _limited(size: int) -> Iterator[None]:
-    """Within the block, writing a file beyond `size` bytes fails, as it does on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.fixture
-def no_file_beyond() -> Callable[[int], AbstractContextManager[None]]:
-    return _limited
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 """Token sets: written whole, mapped back as they were, and refused when anything is wrong with them."""
 
 import json
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -75,18 +75,8 @@ def test_an_empty_corpus(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def tiny_files() -> Iterator[None]:
-    """No file may grow beyond 4 kB, which stops the writer in the middle, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.usefixtures("tiny_files")
-def test_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(PilgrimError, match=r"train.json could not be written: .*"):
+def test_a_full_disk(tmp_path: Path, no_file_beyond: Callable[[int], AbstractContextManager[None]]) -> None:
+    with pytest.raises(PilgrimError, match=r"train.json could not be written: .*"), no_file_beyond(4096):
         write_token_set(tmp_path, "train", [Document([0] * 5000, None, "a", 1)], 300, "hash")
     assert not (tmp_path / "train.json").exists()
 

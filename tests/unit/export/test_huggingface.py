@@ -2,8 +2,8 @@
 
 import json
 import os
-import resource
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -214,22 +214,14 @@ def test_a_folder_where_writing_is_not_allowed(run: Path, tmp_path: Path) -> Non
     assert "could not be written" in refused(run, shut / "out")
 
 
-@pytest.fixture
-def tiny_files() -> Iterator[None]:
-    """No file may grow beyond 6 kB, which stops the writer in the middle, as a full disk would."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_leaves_the_earlier_export(
-    run: Path, tmp_path: Path, request: pytest.FixtureRequest
+    run: Path, tmp_path: Path, no_file_beyond: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     out = export(run, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    request.getfixturevalue("tiny_files")
-    assert "could not be written" in refused(run, out)
+    with no_file_beyond(6000):
+        sentence = refused(run, out)
+    assert "could not be written" in sentence
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert {path.name for path in tmp_path.iterdir()} == {"out", "pocket"}
 
