@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic import Field
 from torch import Tensor
+from torch.profiler import record_function
 
 from pilgrim.core.checkpoint import LATEST, CheckpointStore
 from pilgrim.core.config import Settings
@@ -131,7 +132,8 @@ class Loop:
             self._evaluate_if_due()
             self.window = Window()
             while state.step < settings.steps:
-                batch, state.position = next(stream)
+                with record_function("pilgrim.data"):
+                    batch, state.position = next(stream)
                 self._step(batch)
                 stopping = stop()  # read once, so that it can't rise between saving and stopping
                 evaluate = state.step % settings.eval_every == 0 or state.step == settings.steps
@@ -166,7 +168,8 @@ class Loop:
             state.step, parts.optim.momentum_start, parts.optim.momentum, parts.optim.momentum_warmup
         )
         result = accumulate(parts.model, batch, settings.micro_rows, parts.losses, parts.runtime)
-        parts.optimizers.step(multiplier, momentum)
+        with record_function("pilgrim.optimizer"):
+            parts.optimizers.step(multiplier, momentum)
         tokens = batch.tokens
         state.step += 1
         state.tokens += tokens
@@ -178,8 +181,9 @@ class Loop:
         """Write the window's rows; stop if a loss is not finite. The only place that waits for the device."""
         parts, window, state = self.parts, self.window, self.state
         loss = math.nan
-        for step, measured, result in window.rows:
-            loss, norm = float(result.loss), float(result.gradient_norm)
+        with record_function("pilgrim.sync"):  # what still runs on the device is waited for here
+            found = [(float(result.loss), float(result.gradient_norm)) for *_, result in window.rows]
+        for (step, measured, _), (loss, norm) in zip(window.rows, found, strict=True):
             parts.log.metrics(step, loss=loss, grad_norm=norm, **measured)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self._diverged(step, step - 1, loss=loss, grad_norm=norm)

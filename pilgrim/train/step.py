@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import Batch
@@ -39,8 +40,10 @@ def accumulate(
     count = max(1, batch.trained_tokens)
     total = torch.zeros((), device=runtime.device)
     for micro in batch.micro(micro_rows):
-        loss = losses(model, micro.to(runtime.device), runtime.dtype).total / count
-        loss.backward()
+        with record_function("pilgrim.forward"):  # a name for a profiler to find
+            loss = losses(model, micro.to(runtime.device), runtime.dtype).total / count
+        with record_function("pilgrim.backward"):
+            loss.backward()
         total += loss.detach()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return StepResult(total, torch.nn.utils.get_total_norm(gradients))
