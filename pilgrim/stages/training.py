@@ -50,7 +50,7 @@ def train_stage(
         return one_pass(tokens, recipe.model.context, tokenizer.eot_id, settings.micro_rows)
 
     folder = journey.stage_folder(stage)
-    log = RunLog(folder, journey.console)
+    log = RunLog(folder)
     losses = compiled_token_losses(runtime)
     held_out = {"": token_set(journey, "val")} | ({"chat_": token_set(journey, "chat_val")} if chat else {})
     token_bytes = tokenizer.token_bytes()
