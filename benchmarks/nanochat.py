@@ -7,18 +7,18 @@
 
 Network, initialization and optimizer are nanochat's own code, imported from the checkout (the versions from
 March 2026 on, which have `smear` and `backout` in gpt.py). Text and tokenizer are pilgrim's: the bundled
-training text, and a vocabulary of 4096 learned from it. What nanochat keeps in scripts that run when they are
-imported is written anew here: how its loader packs rows (`best_fit_rows`), and how scripts/base_train.py
-derives rates and schedules from the batch (`rates`, `schedule`). It computes in bf16, which nanochat does on a
-CPU only where it is told so; NANOCHAT_DTYPE=float32 in the environment gives its default.
+training text, and a vocabulary of 4096 learned from it. What nanochat keeps in scripts that run when they
+are imported is written anew here: how its loader packs rows (`best_fit_rows`), and how scripts/base_train.py
+derives rates and schedules from the batch (`rates`, `schedule`). It computes in bf16, which nanochat does on
+a CPU only where it is told so; NANOCHAT_DTYPE=float32 in the environment gives its default.
 
 Validation is measured three ways, and always in bits and in nats per byte, as the two are easily confused:
 
-    every byte     each document alone; one that is longer than the context is cut into rows, just as pilgrim's
-                   own validation cuts it. This is the figure to compare with pilgrim's, also source by source.
+    every byte     each document alone; a longer one than the context is cut into rows, as in pilgrim's own
+                   validation. This is the figure to compare with pilgrim's, also source by source.
     packed, once   best-fit rows of all validation documents; what is cropped is not counted
-    packed, loop   as nanochat evaluates: the same from an endless repetition, as many rows as hold the text once.
-                   Its buffer holds the text several times, and what fits a row best is chosen again and again.
+    packed, loop   as nanochat evaluates: the same from an endless repetition, as many rows as would hold
+                   the text once. Its buffer holds the text several times, and takes what fits a row best.
 """
 
 import argparse
@@ -309,7 +309,7 @@ def validations(
 
 @torch.no_grad()
 def score(model: Any, inputs: Tensor, targets: Tensor, bytes_of: Tensor, rows: int) -> Score:
-    """The loss of rows, a few at a time. Tokens that stand for no byte (ends of documents) are not counted."""
+    """The loss of rows, a few at a time. Tokens without bytes (ends of documents) are not counted."""
     nats, counted = 0.0, 0
     for some_inputs, some_targets in zip(inputs.split(rows), targets.split(rows), strict=True):
         each = model(some_inputs, some_targets, loss_reduction="none").double()
