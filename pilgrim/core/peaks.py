@@ -124,15 +124,17 @@ def synchronize(device: torch.device) -> None:
 
 # What makers promise -------------------------------------------------------------------------------
 
-AMPERE_GA102 = "NVIDIA Ampere GA102 GPU architecture whitepaper, 2021"
-ADA = "NVIDIA Ada GPU architecture whitepaper, 2023"
-RTX_BLACKWELL = "NVIDIA RTX Blackwell GPU architecture whitepaper, 2025"
-RTX_PRO_BLACKWELL = "NVIDIA RTX PRO Blackwell GPU architecture whitepaper, 2025"
-A100_SHEET = "NVIDIA A100 datasheet, 2021"
-HOPPER = "NVIDIA H100 Tensor Core GPU architecture whitepaper, 2023"
-H100_SHEET = "NVIDIA H100 datasheet, half of its figures with sparsity"
-H200_SHEET = "NVIDIA H200 datasheet, half of its figures with sparsity"
-B200_SHEET = "NVIDIA HGX B200 datasheet, an eighth of its dense figures"
+GA102 = "NVIDIA Ampere GA102 GPU architecture whitepaper v2.1"
+ADA = "NVIDIA Ada GPU architecture whitepaper v2"
+ADA_PRO = "NVIDIA Ada Lovelace professional GPU architecture whitepaper"
+RTX_BLACKWELL = "NVIDIA RTX Blackwell GPU architecture whitepaper v1.1"
+RTX_PRO = "NVIDIA RTX PRO Blackwell GPU architecture whitepaper v1.0"
+TURING = "NVIDIA Turing GPU architecture whitepaper; T4 datasheet"
+A100 = "NVIDIA A100 Tensor Core GPU architecture whitepaper; A100 80GB datasheet"
+H100 = "NVIDIA H100 Tensor Core GPU architecture whitepaper v1.04"
+HALF = "half of the figures with sparsity in NVIDIA's datasheet"
+APPLE = "Apple's announcement, for the chip with all its GPU cores"
+APPLE_MEMORY = "Apple's announcement, which gives the memory's speed only"
 
 
 def _spec(name: str, tflops: dict[str, float], gb_per_s: float, source: str) -> Spec:
@@ -140,23 +142,55 @@ def _spec(name: str, tflops: dict[str, float], gb_per_s: float, source: str) -> 
 
 
 def _tflops(fp32: float, tf32: float, half: float, fp8: float | None = None) -> dict[str, float]:
-    """bf16 and fp16 are equally fast on every card that has both."""
-    found = {"fp32": fp32, "tf32": tf32, "fp16": half, "bf16": half}
+    """bf16 and fp16 are equally fast on each card that has both."""
+    found = {"bf16": half, "fp16": half, "tf32": tf32, "fp32": fp32}
     return found if fp8 is None else found | {"fp8": fp8}
 
 
-# Names as the driver tells them, without "NVIDIA", "GeForce" and "Tesla".
-SPECS = tuple(
-    _spec(*row)
-    for row in (
-        ("RTX 3090", _tflops(35.6, 35.6, 71.0), 936, AMPERE_GA102),
-        ("RTX 4080", _tflops(48.7, 48.7, 97.5, 194.9), 716.8, ADA),
-        ("RTX 4090", _tflops(82.6, 82.6, 165.2, 330.3), 1008, ADA),
-        ("RTX 5070 Ti", _tflops(43.9, 43.9, 87.9, 175.8), 896, RTX_BLACKWELL),
-        ("RTX 5080", _tflops(56.3, 56.3, 112.6, 225.1), 960, RTX_BLACKWELL),
-        ("RTX 5090", _tflops(104.8, 104.8, 209.5, 419.0), 1792, RTX_BLACKWELL),
-    )
-)
+# fmt: off
+# Names as torch tells them, without "NVIDIA", "GeForce", "Tesla". TFLOP/s: fp32, tf32, halves, fp8; then GB/s.
+SPECS = tuple(_spec(*row) for row in (
+    ("RTX 3090", _tflops(35.6, 35.6, 71.0), 936, GA102),
+    ("RTX 4080", _tflops(48.7, 48.7, 97.5, 194.9), 716.8, ADA),
+    ("RTX 4090", _tflops(82.6, 82.6, 165.2, 330.3), 1008, ADA),
+    ("RTX 5070 Ti", _tflops(43.9, 43.9, 87.9, 175.8), 896, RTX_BLACKWELL),
+    ("RTX 5080", _tflops(56.3, 56.3, 112.6, 225.1), 960, RTX_BLACKWELL),
+    ("RTX 5090", _tflops(104.8, 104.8, 209.5, 419.0), 1792, RTX_BLACKWELL),
+    ("RTX A6000", _tflops(38.7, 77.4, 154.8), 768, GA102),
+    ("RTX 6000 Ada Generation", _tflops(91.1, 182.1, 364.2, 728.5), 960, ADA_PRO),
+    ("RTX PRO 6000 Blackwell Workstation Edition", _tflops(126.0, 251.9, 503.8, 1007.6), 1792, RTX_PRO),
+    ("RTX PRO 6000 Blackwell Max-Q Workstation Edition", _tflops(109.7, 219.5, 438.9, 877.9), 1792, RTX_PRO),
+    ("T4", {"fp16": 65.0, "fp32": 8.1}, 320, TURING),  # has no bf16
+    ("A10", _tflops(31.2, 62.5, 125.0), 600, HALF),
+    ("L4", _tflops(30.3, 60.0, 121.0, 242.5), 300, HALF),
+    ("L40S", _tflops(91.6, 183.0, 362.1, 733.0), 864, HALF),
+    ("A100-SXM4-40GB", _tflops(19.5, 156.0, 312.0), 1555, A100),
+    ("A100-PCIE-40GB", _tflops(19.5, 156.0, 312.0), 1555, A100),
+    ("A100-SXM4-80GB", _tflops(19.5, 156.0, 312.0), 2039, A100),
+    ("A100 80GB PCIe", _tflops(19.5, 156.0, 312.0), 1935, A100),
+    ("H100 80GB HBM3", _tflops(66.9, 494.7, 989.4, 1978.9), 3352, H100),  # SXM
+    ("H100 PCIe", _tflops(51.2, 378.0, 756.0, 1513.0), 2039, H100),
+    ("H100 NVL", _tflops(60.0, 417.5, 835.5, 1670.5), 3900, HALF),
+    ("H200", _tflops(67.0, 494.5, 989.5, 1979.0), 4800, HALF),  # SXM
+    ("H200 NVL", _tflops(60.0, 417.5, 835.5, 1670.5), 4800, HALF),
+    ("B200", _tflops(75.0, 1100.0, 2250.0, 4500.0), 7700, HALF),
+    ("Apple M1", {"fp32": 2.6}, 68, APPLE),
+    ("Apple M1 Pro", {"fp32": 5.2}, 200, APPLE),
+    ("Apple M1 Max", {"fp32": 10.4}, 400, APPLE),
+    ("Apple M1 Ultra", {}, 800, APPLE_MEMORY),
+    ("Apple M2", {"fp32": 3.6}, 100, APPLE),
+    ("Apple M2 Pro", {}, 200, APPLE_MEMORY),
+    ("Apple M2 Max", {}, 400, APPLE_MEMORY),
+    ("Apple M2 Ultra", {}, 800, APPLE_MEMORY),
+    ("Apple M3", {}, 100, APPLE_MEMORY),
+    ("Apple M3 Pro", {}, 150, APPLE_MEMORY),
+    ("Apple M3 Max", {}, 400, APPLE_MEMORY),
+    ("Apple M3 Ultra", {}, 819, APPLE_MEMORY),
+    ("Apple M4", {}, 120, APPLE_MEMORY),
+    ("Apple M4 Pro", {}, 273, APPLE_MEMORY),
+    ("Apple M4 Max", {}, 546, APPLE_MEMORY),
+))
+# fmt: on
 
 
 def spec_of(device_name: str) -> Spec | None:
@@ -169,7 +203,8 @@ def spec_of(device_name: str) -> Spec | None:
 
 
 def _key(device_name: str) -> str:
-    return re.sub(r"\b(nvidia|geforce|tesla)\b", "", device_name.lower()).strip()
+    bare = device_name.lower().removesuffix(" (mps)")  # as machine.gpu tells an Apple GPU
+    return re.sub(r"\b(nvidia|geforce|tesla)\b", "", bare).strip()
 
 
 _BY_NAME = {_key(spec.name): spec for spec in SPECS}
