@@ -148,7 +148,7 @@ def _tflops(fp32: float, tf32: float, half: float, fp8: float | None = None) -> 
 
 
 # fmt: off
-# Names as torch tells them, without "NVIDIA", "GeForce", "Tesla". TFLOP/s: fp32, tf32, halves, fp8; then GB/s.
+# Names as torch tells them, less "NVIDIA", "GeForce", "Tesla". TFLOP/s: fp32, tf32, halves, fp8. Then GB/s.
 SPECS = tuple(_spec(*row) for row in (
     ("RTX 3090", _tflops(35.6, 35.6, 71.0), 936, GA102),
     ("RTX 4080", _tflops(48.7, 48.7, 97.5, 194.9), 716.8, ADA),
@@ -203,8 +203,7 @@ def spec_of(device_name: str) -> Spec | None:
 
 
 def _key(device_name: str) -> str:
-    bare = device_name.lower().removesuffix(" (mps)")  # as machine.gpu tells an Apple GPU
-    return re.sub(r"\b(nvidia|geforce|tesla)\b", "", bare).strip()
+    return re.sub(r"\b(nvidia|geforce|tesla)\b", "", device_name.lower()).strip()
 
 
 _BY_NAME = {_key(spec.name): spec for spec in SPECS}
