@@ -72,6 +72,8 @@ def run_journey(
 
     recipe = load_recipe(recipe_file, overrides)
     stages = chosen(recipe, only, until)
+    if not begun(runs / recipe.name):
+        _data_files(recipe)  # what is missing is told before anything else is done
     runtime = machine.start(recipe.runtime, recipe.seed)
     journey = Journey(recipe, runs / recipe.name, runtime, console or Console())
     notes = list(runtime.notes)
@@ -81,7 +83,7 @@ def run_journey(
         if begun(journey.folder):
             refuse_changes(journey.folder, recipe, accept_changes)
         else:
-            hashes = _data_hashes(recipe)  # files that are missing stop here, before anything is written
+            hashes = {name: sha256_file(file) for name, file in _data_files(recipe).items()}
             write_provenance(journey.folder, command=sys.argv, seed=recipe.seed, data_hashes=hashes)
         _tidy(journey.folder)
         write_atomic(journey.folder / "recipe.toml", dump_toml(recipe))
@@ -199,7 +201,8 @@ def _tidy(folder: Path) -> None:
             left.unlink()
 
 
-def _data_hashes(recipe: Recipe) -> dict[str, str]:
+def _data_files(recipe: Recipe) -> dict[str, Path]:
+    """The files that the recipe reads, by their names in it. Raises DataError for one that is missing."""
     data = recipe.data
     conversations = (*data.conversations, *data.conversations_val) if recipe.midtrain or recipe.sft else ()
-    return {name: sha256_file(find(name)) for name in (*data.train, *data.val, *conversations)}
+    return {name: find(name) for name in (*data.train, *data.val, *conversations)}
