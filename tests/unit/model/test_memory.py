@@ -57,7 +57,7 @@ def test_the_estimate_is_what_autograd_keeps(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, when it loads its compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, in its compiler
 def test_the_estimate_is_what_the_compiled_network_keeps() -> None:
     """Less the weights of attention, which only a CPU keeps: heads times keys, in bf16."""
     config = shape()
