@@ -32,7 +32,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -290,7 +290,13 @@ def measured_switches(preset: Preset, overrides: list[str], rows: int, turns: in
 
 def same(a: Case, b: Case) -> bool:
     """Whether two cases compute the same: "auto" has become what the other one says."""
-    return (a.runtime, a.recipe.optim, a.config) == (b.runtime, b.recipe.optim, b.config)
+    return _decided(a) == _decided(b)
+
+
+def _decided(case: Case) -> tuple[object, ...]:
+    """What makes a step: the runtime, and those settings that it does not decide."""
+    undecided = case.recipe.runtime.model_dump(exclude={field.name for field in fields(Runtime)})
+    return replace(case.runtime, notes=()), undecided, case.recipe.optim, case.config
 
 
 def try_out(
