@@ -65,7 +65,9 @@ class KVCache:
         row_b1 = torch.arange(rows.start, rows.stop, device=device)[:, None]
         fresh = end == new
         bias = None if fresh else self._bias(positions_bt, starts, end)
-        parts = {w: self._parts(positions_bt, starts, w) for w in set(self._windows) if w and w < end}
+        parts: dict[int | None, list[Part]] = {
+            w: self._parts(positions_bt, starts, w) for w in set(self._windows) if w and w < end
+        }
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self._keys[layer].transpose(1, 2)[row_b1, positions_bt] = k.transpose(1, 2)

@@ -112,7 +112,7 @@ class Blocks(NamedTuple):
 
 
 def block_lists(documents_bt: Tensor, window: int | None, size: int = SPARSE_BLOCK) -> Blocks:
-    """The blocks to visit forward (keys for a block of queries) and backward (queries for a block of keys)."""
+    """The blocks to visit forward (keys for a block of queries) and backward (queries for keys)."""
     first_bt = first_keys(documents_bt, window)
     partial_bqk, full_bqk = visible_blocks(first_bt, size)
     lists: list[Tensor] = []

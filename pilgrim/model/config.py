@@ -33,7 +33,9 @@ class ModelSettings(Settings):
     mlp_width: int | None = Field(default=None, ge=8, description="hidden size of the SwiGLU MLP; 3 x width")
     context: int = Field(default=512, ge=8, description="longest sequence it is trained on, in tokens")
     window: int | None = Field(
-        default=None, ge=1, description="tokens that a layer with a sliding window sees; left out: all, always"
+        default=None,
+        ge=1,
+        description="tokens that a layer with a sliding window sees; left out: all, always",
     )
     window_pattern: str | None = Field(
         default=None,
@@ -126,7 +128,9 @@ class ModelConfig(Settings):
     @property
     def windows(self) -> tuple[int | None, ...]:
         """How many tokens each layer sees, itself included; None is all before it."""
-        return tuple(self.window if letter == "S" else None for letter in self.window_pattern or "L" * self.depth)
+        return tuple(
+            self.window if letter == "S" else None for letter in self.window_pattern or "L" * self.depth
+        )
 
 
 def _letters(pattern: str, depth: int) -> str:

@@ -133,5 +133,5 @@ def optimizer_bytes(config: ModelConfig) -> int:
 
 
 def kv_cache_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes that generation keeps for each token: a key and a value in every layer, with windows or without."""
+    """Bytes that generation keeps for each token: a key and a value in every layer, windows or not."""
     return 2 * config.depth * config.kv_heads * config.head_size * dtype.itemsize

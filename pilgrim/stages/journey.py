@@ -24,6 +24,8 @@ from pilgrim.core.files import explained, read_json, sha256_file, write_atomic, 
 from pilgrim.core.runlog import write_provenance
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.sources import find
+from pilgrim.model.attention_choice import refuse_impossible
+from pilgrim.model.precision import refuse_odd_sizes
 from pilgrim.stages.recipe import Recipe, load_recipe
 
 STAGES = {
@@ -72,6 +74,7 @@ def run_journey(
     recipe = load_recipe(recipe_file, overrides)
     stages = chosen(recipe, only, until)
     runtime = machine.start(recipe.runtime, recipe.seed)
+    refuse_impossible_training(recipe, runtime)
     journey = Journey(recipe, runs / recipe.name, runtime, console or Console())
     with only_writer(journey.folder):
         if begun(journey.folder):
@@ -87,6 +90,16 @@ def run_journey(
             run_stage(journey, stage, again=stage == only)
         journey.console.say(f"report: {write_report(journey.folder)}")
     return journey.folder
+
+
+def refuse_impossible_training(recipe: Recipe, runtime: Runtime) -> None:
+    """Raises SettingsError, before anything is done, for kernels that this machine or network can't have."""
+    config = recipe.model.config(recipe.tokenizer.vocab_size)
+    refuse_impossible(runtime, config)
+    if runtime.fp8:
+        trained = [t for t in (recipe.pretrain, recipe.midtrain, recipe.sft) if t is not None]
+        for settings in trained:
+            refuse_odd_sizes(config, (settings.micro_rows or 1) * config.context)
 
 
 def chosen(recipe: Recipe, only: str | None, until: str | None) -> list[str]:
