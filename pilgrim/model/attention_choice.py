@@ -1,9 +1,10 @@
 """Which attention backend a machine has, and which of them is fastest for a network.
 
 On a CPU and on Apple's GPU there is nothing to choose: it is our blocks where a CPU's step is compiled, and
-else torch's fused kernel. On an NVIDIA GPU it depends on the card, its torch, the packages beside it, and the shape. So
-whatever can run is timed once, forward and backward, on rows of the real shape; what fails or disagrees
-with the plain formula is left out, and the fastest is taken. `runtime.attention` overrules that.
+else torch's fused kernel. On an NVIDIA GPU it depends on the card, its torch, the packages beside it, and
+the network's shape. So whatever can run is timed once, forward and backward, on rows of the real shape; what
+fails or disagrees with the plain formula is left out, and the fastest is taken. `runtime.attention`
+overrules that.
 
     choice = choose(runtime, config, rows)
     choice.backend, choice.milliseconds, choice.note
@@ -13,7 +14,7 @@ The time is that of all layers together: windows make some of them cheaper.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import get_args
@@ -111,23 +112,32 @@ def choose(runtime: Runtime, config: ModelConfig, rows: int) -> Choice:
         return activated(Choice(runtime.attention))
     if runtime.device.type != "cuda":
         return Choice("blocks" if runtime.device.type == "cpu" and runtime.compile else "sdpa")
+    # Nothing is said of the others: nobody expects FlashAttention 3 on another card than Hopper's.
+    candidates = [backend for backend in TIMED if trouble(backend, runtime, config) is None]
+
+    def measure(backend: Backend) -> float:
+        activate(backend)
+        return measure_ms(backend, runtime, config, rows)
+
+    return activated(fastest(candidates, measure))
+
+
+def fastest(candidates: Sequence[Backend], measure: Callable[[Backend], float]) -> Choice:
+    """The candidate with the least milliseconds; whatever can't be measured is left out, with its reason."""
     milliseconds: dict[str, float] = {}
     left_out: dict[str, str] = {}
-    for backend in TIMED:
-        if trouble(backend, runtime, config):
-            continue  # nothing to tell: nobody expects FlashAttention 3 on another card than Hopper's
+    for backend in candidates:
         try:
-            activate(backend)
-            milliseconds[backend] = measure_ms(backend, runtime, config, rows)
+            milliseconds[backend] = measure(backend)
         except Exception as error:
             # Kernels fail in many ways on a card that their makers never saw: a missing image, too little
             # shared memory, a compiler's error. Each is a reason to take another one, and to say so.
-            left_out[backend] = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            left_out[backend] = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
     if not milliseconds:
-        cost = "no fast attention is left, and the plain formula holds a table of all pairs in every layer"
-        return activated(Choice("reference", left_out={**left_out, "everything else": cost}))
-    fastest = min((b for b in TIMED if b in milliseconds), key=milliseconds.__getitem__)
-    return activated(Choice(fastest, milliseconds, left_out))
+        cost = "nothing fast can run here, and the plain formula holds a table of all pairs in every layer"
+        return Choice("reference", left_out={**left_out, "the rest": cost})
+    best = min((b for b in candidates if b in milliseconds), key=milliseconds.__getitem__)
+    return Choice(best, milliseconds, left_out)
 
 
 def activated(choice: Choice) -> Choice:

@@ -66,10 +66,10 @@ class Fp8Product(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor]:
         x8, x_scale, w8, w_scale = ctx.saved_tensors
         d8, d_scale = quantize(d_out, torch.float8_e5m2)
-        d_x = torch._scaled_mm(
+        d_x: Tensor = torch._scaled_mm(
             d8.contiguous(), in_columns(w8), scale_a=d_scale, scale_b=w_scale, out_dtype=d_out.dtype
         )
-        d_weight = torch._scaled_mm(
+        d_weight: Tensor = torch._scaled_mm(
             d8.t().contiguous(), in_columns(x8), scale_a=d_scale, scale_b=x_scale, out_dtype=torch.float32
         )
         return d_x, d_weight
@@ -78,7 +78,8 @@ class Fp8Product(torch.autograd.Function):
 def fp8_linear(x: Tensor, weight_oi: Tensor) -> Tensor:
     """y = x Wᵀ in fp8, for `x` of any shape [..., i]."""
     out_no: Tensor = Fp8Product.apply(x.flatten(0, -2), weight_oi)  # type: ignore[no-untyped-call]
-    return out_no.unflatten(0, x.shape[:-1])
+    out: Tensor = out_no.unflatten(0, x.shape[:-1])
+    return out
 
 
 def train_in_fp8(blocks: nn.Module) -> None:

@@ -106,7 +106,8 @@ def test_the_windows_are_not_a_word_only() -> None:
     """Behind the window's length the same weights without windows say something else, and before not."""
     settings = SHAPES["windows in two layers of three"]
     near, far = (
-        network(s, 97) for s in (settings, settings.model_copy(update={"window": None, "window_pattern": None}))
+        network(s, 97)
+        for s in (settings, settings.model_copy(update={"window": None, "window_pattern": None}))
     )
     ids = some_ids(97, 1, CONTEXT)
     difference = (logits(near, ids) - logits(far, ids)).abs().amax(-1)[0]
