@@ -67,8 +67,8 @@ def export(run_folder: Path, out: Path, dtype: Dtype = "fp32", say: Callable[[st
     """Write the newest trained model of a run to the folder `out`, and return that.
 
     `say` is told, in a sentence each, what is worth knowing: a damaged checkpoint that was passed over, a
-    stage that is not finished, windows that other programs overlook. Raises PilgrimError if the run has no trained stage, or `out` holds
-    something that is no earlier export.
+    stage that is not finished, windows that other programs overlook. Raises PilgrimError if the run has no
+    trained stage, or `out` holds something that is no earlier export.
     """
     trained = newest(run_folder, say)
     if not trained.finished:

@@ -171,7 +171,7 @@ def weights_by_formula(q_hnd: Tensor, k_hnd: Tensor, cumulative: Tensor, left: i
     allowed = (at <= at[:, None]) & (sequence == sequence[:, None])
     if left >= 0:
         allowed &= at >= at[:, None] - left
-    scores = q_hnd @ k_hnd.mT * q_hnd.shape[2] ** -0.5
+    scores: Tensor = q_hnd @ k_hnd.mT * q_hnd.shape[2] ** -0.5
     return scores.masked_fill(~allowed, float("-inf")).softmax(-1)
 
 
