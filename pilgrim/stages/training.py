@@ -125,9 +125,10 @@ def chosen_attention(journey: Journey, config: ModelConfig, rows: int, log: RunL
     if before is not None and trouble(before["backend"], runtime, config) is None:
         return activated(Choice(before["backend"], before["milliseconds"], before["left_out"]))
     choice = choose(runtime, config, rows)
-    log.event("attention", **asdict(choice))
-    if choice.milliseconds or choice.left_out:
+    if runtime.device.type == "cuda" or runtime.attention != "auto":  # elsewhere there is nothing to choose
+        log.event("attention", **asdict(choice))
         journey.console.say(choice.note)
+    if choice.milliseconds:
         others = [entry for entry in known if entry["for"] != key]
         write_json_atomic(file, [*others, {"for": key, **asdict(choice)}])
     return choice
