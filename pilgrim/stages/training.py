@@ -11,6 +11,7 @@ import torch
 from pilgrim.core import machine
 from pilgrim.core.files import read_json, write_json_atomic
 from pilgrim.core.runlog import RunLog, read_rows
+from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import Batch, PackedRows, Rows, one_pass
 from pilgrim.data.shards import TokenSet
 from pilgrim.infer.engine import Engine
@@ -114,12 +115,7 @@ def chosen_attention(journey: Journey, config: ModelConfig, rows: int, log: RunL
     with the one it began with, even if a second timing would prefer another.
     """
     runtime, file = journey.runtime, journey.folder / "attention.json"
-    key = {
-        "machine": (machine.gpu() or {}).get("name", runtime.device.type),
-        "torch": torch.__version__,
-        "asked": [runtime.attention, str(runtime.dtype), runtime.compile],
-        "shape": [rows, config.context, config.heads, config.kv_heads, config.head_size, *config.windows],
-    }
+    key = attention_key(runtime, config, rows)
     known: list[dict[str, Any]] = read_json(file) if file.exists() else []
     before = next((entry for entry in known if entry["for"] == key), None)
     if before is not None and trouble(before["backend"], runtime, config) is None:
@@ -132,6 +128,16 @@ def chosen_attention(journey: Journey, config: ModelConfig, rows: int, log: RunL
         others = [entry for entry in known if entry["for"] != key]
         write_json_atomic(file, [*others, {"for": key, **asdict(choice)}])
     return choice
+
+
+def attention_key(runtime: Runtime, config: ModelConfig, rows: int) -> dict[str, Any]:
+    """All that a timing of attention depends on, as plain JSON."""
+    return {
+        "machine": (machine.gpu() or {}).get("name", runtime.device.type),
+        "torch": str(torch.__version__),
+        "asked": [runtime.attention, str(runtime.dtype), runtime.compile],
+        "shape": [rows, config.context, config.heads, config.kv_heads, config.head_size, *config.windows],
+    }
 
 
 def weights_of(journey: Journey, stage: str) -> Callable[[Transformer], None]:
