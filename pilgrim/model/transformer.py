@@ -51,6 +51,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.windows = config.windows  # of every layer, for whoever makes the `attend` that it is run with
         self.model = Backbone(config)
         self.lm_head = Linear(config.width, config.vocab_size)
         if config.tied:

@@ -84,7 +84,14 @@ def test_what_is_derived_is_shown() -> None:
         for setting, value in table.model_dump().items()
         if value is None
     }
-    assert hidden == {("runtime", "threads")}  # as many as torch chooses on the machine at hand
+    threads = ("runtime", "threads")  # as many as torch chooses on the machine at hand
+    assert hidden == {threads, ("model", "window"), ("model", "window_pattern")}  # there are no windows
+
+
+def test_windows_are_shown_layer_by_layer() -> None:
+    resolved = recipe(model={"depth": 6, "window": 64}).resolved()
+    assert tomllib.loads(dump_toml(resolved))["model"]["window_pattern"] == "SSSLSL"
+    assert recipe(model=resolved.model.model_dump()).resolved().model == resolved.model
 
 
 def test_what_is_given_is_kept() -> None:
