@@ -65,7 +65,7 @@ class AdamW(torch.optim.Optimizer):
                     state["mean"],
                     state["square"],
                     state["step"],
-                    torch.tensor(group["lr"], device=p.device),
+                    torch.full((), group["lr"], device=p.device),  # filled there: a copy would be waited for
                     beta1,
                     beta2,
                     group["eps"],

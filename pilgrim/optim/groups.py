@@ -75,6 +75,17 @@ class Optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
+    def missing_bytes(self) -> int:
+        """What the first step will allocate for state, and keep; 0 once it has."""
+        empty = [
+            (p, optimizer)
+            for optimizer in (self.muon, self.adamw)
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p not in optimizer.state
+        ]
+        return sum(p.numel() * 4 * (1 if optimizer is self.muon else 2) for p, optimizer in empty)
+
     def tensors(self) -> dict[str, Tensor]:
         """The state under names like "model.norm.weight/mean"; `load` takes it back."""
         return {f"{name}/{key}": value for name, key, value in self._state()}

@@ -18,6 +18,7 @@ from pilgrim.stages.journey import Journey, finished, refuse_older
 from pilgrim.stages.shards import run_tokenizer, token_set
 from pilgrim.text.chat import Message, render_prompt
 from pilgrim.text.tokenizer import Tokenizer
+from pilgrim.train.fit import MicroBatch
 from pilgrim.train.loop import Loop, Parts, TrainSettings, load_weights
 from pilgrim.train.step import compiled_token_losses
 from pilgrim.train.validation import validate
@@ -45,9 +46,12 @@ def train_stage(
     def packed(name: str) -> PackedRows:
         return PackedRows(token_set(journey, name), recipe.model.context, tokenizer.eot_id, runtime)
 
+    micro = MicroBatch(settings.micro_rows)
+
     def once(tokens: TokenSet) -> Iterator[Batch]:
-        assert settings.micro_rows is not None
-        return one_pass(tokens, recipe.model.context, tokenizer.eot_id, settings.micro_rows)
+        assert settings.rows is not None
+        context = recipe.model.context
+        return one_pass(tokens, context, tokenizer.eot_id, micro.rows(settings.rows, context))
 
     folder = journey.stage_folder(stage)
     log = RunLog(folder, journey.console)
@@ -71,6 +75,7 @@ def train_stage(
         recipe.optim,
         rows(packed),
         losses,
+        micro,
         evaluate,
         runtime,
         settings,
