@@ -54,7 +54,7 @@ def train_stage(
         return one_pass(tokens, context, tokenizer.eot_id, micro.rows(settings.rows, context))
 
     folder = journey.stage_folder(stage)
-    log = RunLog(folder, journey.console)
+    log = RunLog(folder)
     losses = compiled_token_losses(runtime)
     held_out = {"": token_set(journey, "val")} | ({"chat_": token_set(journey, "chat_val")} if chat else {})
     token_bytes = tokenizer.token_bytes()
