@@ -47,6 +47,10 @@ class RuntimeSettings(Settings):
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="torch.compile for training; auto: where a working C++ compiler is found"
     )
+    checkpoint_activations: bool = Field(
+        default=False,
+        description="keep only each block's input for backward, and run it again there: saves memory",
+    )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads; left out: as many as torch chooses"
     )

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pilgrim.core.compiling import compiled
+
 
 def adamw_update(
     weight: Tensor,
@@ -44,7 +46,7 @@ class AdamW(torch.optim.Optimizer):
         compile: bool = False,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self._update = torch.compile(adamw_update, dynamic=False) if compile else adamw_update
+        self._update = compiled(adamw_update) if compile else adamw_update
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

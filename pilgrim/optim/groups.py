@@ -75,6 +75,18 @@ class Optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
+    def rehearse(self) -> None:
+        """Make a step that changes nothing, from gradients of any kind, which it clears.
+
+        It compiles what the real steps will run. With a rate of 0 the weights stay to the bit; the state is
+        put aside meanwhile.
+        """
+        kept = {name: value.to("cpu", copy=True) for name, value in self.tensors().items()}
+        self.step(0.0, 0.0)
+        for optimizer in (self.muon, self.adamw):
+            optimizer.state.clear()
+        self.load(kept)
+
     def missing_bytes(self) -> int:
         """What the first step will allocate for state, and keep; 0 once it has."""
         empty = [

@@ -41,6 +41,7 @@ def train_stage(
     recipe, runtime = journey.recipe, journey.runtime
     tokenizer, _ = run_tokenizer(journey)
     model = Transformer(recipe.model.config(tokenizer.vocab_size)).to(runtime.device)
+    model.recompute = recipe.runtime.checkpoint_activations
     begin(model)
 
     def packed(name: str) -> PackedRows:

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from pilgrim.core.checkpoint import LATEST, CheckpointStore
+from pilgrim.core.compiling import keep_compiled
 from pilgrim.core.config import Settings
 from pilgrim.core.console import Console
 from pilgrim.core.errors import ChangedRecipe, PilgrimError
@@ -41,7 +42,7 @@ from pilgrim.data.prefetch import Prefetch
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim import schedule
 from pilgrim.optim.groups import Optimizers, OptimSettings
-from pilgrim.train.fit import MicroBatch, measure, too_little
+from pilgrim.train.fit import MicroBatch, blank, measure, too_little
 from pilgrim.train.grow import GrowSettings, Phase, grown_batches, phase_at, phases
 from pilgrim.train.step import StepResult, TokenLosses, accumulate
 
@@ -156,6 +157,7 @@ class Loop:
         made = grown_batches(parts.rows, self.phases, state.step, state.position)
         with Prefetch(made, parts.runtime.device) as stream:
             self._fit()
+            self._compile()
             with stop_asked() as stop, parts.console.progress(self.steps, "step", state.step) as progress:
                 self._evaluate_if_due()
                 self.window = Window()
@@ -260,6 +262,21 @@ class Loop:
         micro.tokens = found.rows * largest.context
         parts.log.event("fit", context=largest.context, **asdict(found))
         parts.console.say(str(found))
+
+    def _compile(self) -> None:
+        """Compile the step for all shapes that will come, by a rehearsal that changes nothing; say so."""
+        parts, began_s = self.parts, time.perf_counter()
+        coming = [phase for phase in self.phases if self.state.step < phase.end]
+        if not parts.runtime.compile or not coming:
+            return
+        parts.console.say(
+            "compiling the training step: a minute or two the first time, "
+            f"then seconds, as it is kept in {keep_compiled()}"
+        )
+        for phase in {(phase.rows, phase.context): phase for phase in coming}.values():
+            self._gradients(blank(parts.micro.rows(phase.rows, phase.context), phase.context), phase)
+        parts.optimizers.rehearse()
+        parts.log.event("compiled", elapsed_s=time.perf_counter() - began_s)
 
     def _look(self) -> dict[str, float]:
         """Write the window's rows; stop if a loss is not finite. The only place that waits for the device."""

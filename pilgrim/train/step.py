@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from pilgrim.core.compiling import compiled
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import Batch
 from pilgrim.model.transformer import Transformer
@@ -22,7 +23,7 @@ TokenLosses = Callable[[Transformer, Batch, torch.dtype], Losses]
 
 def compiled_token_losses(runtime: Runtime) -> TokenLosses:
     """`token_losses`, compiled if the runtime says so. Training and validation share the compiled code."""
-    return torch.compile(token_losses, dynamic=False) if runtime.compile else token_losses
+    return compiled(token_losses) if runtime.compile else token_losses
 
 
 @dataclass(frozen=True)
