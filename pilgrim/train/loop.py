@@ -203,7 +203,10 @@ class Loop:
         )
         result = self._gradients(batch, phase)
         with record_function("pilgrim.optimizer"):
-            parts.optimizers.step(multiplier, momentum)
+            try:
+                parts.optimizers.step(multiplier, momentum)
+            except torch.OutOfMemoryError:  # some weights have moved: this can't be done again
+                raise too_little("none was left for the optimizers' step") from None
         tokens = batch.tokens
         state.step += 1
         state.tokens += tokens

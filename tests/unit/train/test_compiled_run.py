@@ -14,13 +14,14 @@ from pilgrim.core.console import Console
 from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import PackedRows, one_pass
+from pilgrim.data.prefetch import Prefetch
 from pilgrim.data.shards import TokenSet
 from pilgrim.model.config import ModelSettings
 from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers, OptimSettings
 from pilgrim.train.fit import MicroBatch
-from pilgrim.train.grow import GrowSettings
+from pilgrim.train.grow import GrowSettings, grown_batches
 from pilgrim.train.loop import Loop, Parts, TrainSettings
 from pilgrim.train.step import compiled_token_losses
 from pilgrim.train.validation import validate
@@ -44,7 +45,8 @@ def stance() -> Iterator[Callable[[], None]]:
 
 def parts_in(folder: Path, runtime: Runtime, before_evaluating: Callable[[], None]) -> Parts:
     """A stage on random documents; the first evaluation comes right after compiling."""
-    model = Transformer(ModelSettings(depth=1, width=16, head_size=8, context=32).config(31))
+    shape = ModelSettings(depth=1, width=16, head_size=8, context=32)
+    model = Transformer(shape.config(31)).to(runtime.device)
     initialize(model, runtime.generator("initialize"))
     dice = np.random.default_rng(1)
     starts = np.cumsum([0, *dice.integers(5, 60, 40)]).astype(np.int64)
@@ -89,6 +91,26 @@ def test_after_the_start_nothing_is_compiled(tmp_path: Path, stance: Callable[[]
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     assert "compiled" not in {row["kind"] for row in read_rows(eager.folder / "events.jsonl")}
+
+
+@quiet
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda_a_step_waits_for_nothing(tmp_path: Path) -> None:
+    """torch raises for a call that would wait for the GPU: looking at a number, copying to it unpinned."""
+    runtime = Runtime(torch.device("cuda"), torch.float32, compile=True, seed=1)
+    parts = parts_in(tmp_path, runtime, lambda: None)
+    loop = Loop(parts)
+    with Prefetch(grown_batches(parts.rows, loop.phases, 0, None), runtime.device) as stream:
+        for _ in range(3):
+            loop._step(next(stream)[0])
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(4):
+                loop._step(next(stream)[0])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len(loop._look()) == 2
 
 
 @quiet
