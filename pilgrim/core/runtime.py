@@ -54,6 +54,10 @@ class RuntimeSettings(Settings):
     fp8: Literal["off", "on"] = Field(
         default="off", description="train the blocks' linear layers in fp8: NVIDIA, capability 8.9 and later"
     )
+    checkpoint_activations: bool = Field(
+        default=False,
+        description="keep only each block's input for backward, and run it again there: saves memory",
+    )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads; left out: as many as torch chooses"
     )

@@ -28,6 +28,7 @@ from pilgrim.stages.shards import run_tokenizer, token_set
 from pilgrim.stages.speed import shares_of_peak
 from pilgrim.text.chat import Message, render_prompt
 from pilgrim.text.tokenizer import Tokenizer
+from pilgrim.train.fit import MicroBatch
 from pilgrim.train.loop import Loop, Parts, TrainSettings, load_weights
 from pilgrim.train.step import compiled_token_losses
 from pilgrim.train.validation import validate
@@ -50,6 +51,7 @@ def train_stage(
     recipe, runtime = journey.recipe, journey.runtime
     tokenizer, _ = run_tokenizer(journey)
     model = Transformer(recipe.model.config(tokenizer.vocab_size)).to(runtime.device)
+    model.recompute = recipe.runtime.checkpoint_activations
     begin(model)
     if runtime.fp8:
         train_in_fp8(model.model.layers)
@@ -57,16 +59,18 @@ def train_stage(
     def packed(name: str) -> PackedRows:
         return PackedRows(token_set(journey, name), recipe.model.context, tokenizer.eot_id, runtime)
 
+    micro = MicroBatch(settings.micro_rows)
+
     def once(tokens: TokenSet) -> Iterator[Batch]:
-        assert settings.micro_rows is not None
-        return one_pass(tokens, recipe.model.context, tokenizer.eot_id, settings.micro_rows)
+        assert settings.rows is not None
+        context = recipe.model.context
+        return one_pass(tokens, context, tokenizer.eot_id, micro.rows(settings.rows, context))
 
     folder = journey.stage_folder(stage)
     log = RunLog(folder)
-    assert settings.micro_rows is not None
-    losses = compiled_token_losses(
-        runtime, chosen_attention(journey, model.config, settings.micro_rows, log).backend
-    )
+    assert settings.rows is not None
+    attention = chosen_attention(journey, model.config, micro.rows(settings.rows, model.config.context), log)
+    losses = compiled_token_losses(runtime, attention.backend)
     held_out = {"": token_set(journey, "val")} | ({"chat_": token_set(journey, "chat_val")} if chat else {})
     token_bytes = tokenizer.token_bytes()
 
@@ -86,6 +90,7 @@ def train_stage(
         recipe.optim,
         rows(packed),
         losses,
+        micro,
         evaluate,
         runtime,
         settings,

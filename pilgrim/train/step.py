@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from pilgrim.core.compiling import compiled
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import Batch
 from pilgrim.model.attention_kernels import Backend, prepare
@@ -27,11 +28,11 @@ def compiled_token_losses(runtime: Runtime, backend: Backend | None = None) -> T
     `backend` is the attention that was chosen. What it needs to know of a batch is made before, outside of
     the compiled part (model/attention_kernels.py), so that this is one graph for every batch.
     """
-    compiled = torch.compile(token_losses, dynamic=False) if runtime.compile else token_losses
+    whole = compiled(token_losses) if runtime.compile else token_losses
 
     def losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
         layout = prepare(batch.documents_bt, batch.starts_bd, model.windows, backend)
-        return compiled(model, batch, dtype, backend, layout)
+        return whole(model, batch, dtype, backend, layout)
 
     return losses
 

@@ -78,6 +78,12 @@ def test_a_number_format_of_twice_the_size_keeps_twice_as_much() -> None:
     assert (fp32.gradients, fp32.optimizer) == (bf16.gradients, bf16.optimizer)
 
 
+def test_what_saves_memory_is_counted() -> None:
+    plain, saving = training_bytes(shape(), 4, BF16), training_bytes(shape(), 4, BF16, recompute=True)
+    assert saving.activations < plain.activations and saving.fixed == plain.fixed
+    assert training_bytes(shape(), 4, BF16, state_bytes=1).optimizer == round(plain.optimizer / 4)
+
+
 @pytest.mark.parametrize("rows", [1, 7, 100])
 def test_the_rows_that_fit_fit_and_one_more_does_not(rows: int) -> None:
     memory = training_bytes(shape(), rows, BF16).total
