@@ -2,7 +2,8 @@
 
 `start` looks at the machine once, decides what "auto" means on it, and says in `Runtime.notes` what is
 slower than it could be. The number format is bf16 (8 bits of exponent like fp32, 8 of precision) where
-it is fast and known to be safe, else fp32.
+it is fast and known to be safe, else fp32. Which attention kernel is fastest depends on the network too,
+so that is only passed on here (model/attention_choice.py).
 
 Randomness is named. Nothing draws from torch's global state, where one extra draw shifts all that follow;
 instead `runtime.generator("shuffle", epoch)` gives a generator whose seed is a hash of (run's seed, name,
@@ -25,7 +26,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from pilgrim.core import machine
+from pilgrim.core import gpu, machine, peaks
 from pilgrim.core.config import Settings
 from pilgrim.core.errors import SettingsError
 
@@ -51,6 +52,12 @@ class RuntimeSettings(Settings):
         default=False,
         description="keep only each block's input for backward, and run it again there: saves memory",
     )
+    attention: Literal["auto", "varlen", "fa3", "fa4", "flex", "sdpa", "blocks", "reference"] = Field(
+        default="auto", description="how training computes attention; auto: the fastest that this machine has"
+    )
+    fp8: Literal["off", "on"] = Field(
+        default="off", description="train the blocks' linear layers in fp8: NVIDIA, capability 8.9 and later"
+    )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads; left out: as many as torch chooses"
     )
@@ -65,6 +72,8 @@ class Runtime:
     compile: bool
     seed: int
     notes: tuple[str, ...] = ()
+    attention: Literal["auto", "varlen", "fa3", "fa4", "flex", "sdpa", "blocks", "reference"] = "auto"
+    fp8: bool = False
 
     def seed_for(self, name: str, *parts: int) -> int:
         """A 63-bit seed for the named purpose, the same on every machine."""
@@ -90,7 +99,8 @@ def start(settings: RuntimeSettings, seed: int) -> Runtime:
     device = _device(settings.device, notes)
     dtype = _dtype(settings.dtype, device, notes)
     use_compile = _compile(settings.compile, device, notes)
-    return Runtime(device, dtype, use_compile, seed, tuple(notes))
+    use_fp8 = _fp8(settings.fp8, device, dtype)
+    return Runtime(device, dtype, use_compile, seed, tuple(notes), settings.attention, use_fp8)
 
 
 def _device(asked: str, notes: list[str]) -> torch.device:
@@ -103,7 +113,7 @@ def _device(asked: str, notes: list[str]) -> torch.device:
         why = find_trouble()
         if why is None:
             return torch.device(name)
-        if name == "cuda" and torch.cuda.is_available():
+        if name == "cuda" and (torch.cuda.is_available() or shutil.which("nvidia-smi")):  # there is a GPU
             notes.append(f"The GPU is not used: {why}. A CPU is tens of times slower.")
     return torch.device("cpu")
 
@@ -111,8 +121,8 @@ def _device(asked: str, notes: list[str]) -> torch.device:
 def _cuda_trouble() -> str | None:
     if torch.version.cuda is None and torch.version.hip is None:
         return "this torch is built without CUDA"
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA GPU or no driver for it"
+    if said := machine.cuda_error():
+        return gpu.driver_trouble(said, torch.version.cuda or f"ROCm {torch.version.hip}")
     return machine.gpu_trouble()
 
 
@@ -137,9 +147,11 @@ def _dtype(asked: str, device: torch.device, notes: list[str]) -> torch.dtype:
 
 def _bf16(device: torch.device) -> tuple[bool, str]:
     """Whether bf16 is fast and safe there, and if not, why."""
+    if device.type == "cuda" and torch.version.hip is None:
+        why = gpu.no_bf16(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+        return why is None, why or ""
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        return fast, "this GPU is older than compute capability 8.0 and has no bf16"
+        return torch.cuda.is_bf16_supported(including_emulation=False), "this GPU has no bf16"
     if device.type == "mps":
         return False, 'bf16 training on an Apple GPU has not been verified (runtime.dtype = "bf16" tries it)'
     return bool(machine.bf16_instructions()), "this processor has neither AVX-512-BF16 nor AMX"
@@ -152,6 +164,25 @@ def _bf16_exists(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def _fp8(asked: str, device: torch.device, dtype: torch.dtype) -> bool:
+    if asked == "off":
+        return False
+    if why := _fp8_trouble(device, dtype):
+        raise SettingsError(f'runtime.fp8 = "on": {why}; write "off"')
+    return True
+
+
+def _fp8_trouble(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return "it needs an NVIDIA GPU"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 9):  # Ada, Hopper, Blackwell have fp8
+        return f"this GPU's compute capability is {capability[0]}.{capability[1]}, and fp8 needs 8.9"
+    if dtype != torch.bfloat16:
+        return 'it goes with runtime.dtype = "bf16"'
+    return None
+
+
 def _compile(asked: str, device: torch.device, notes: list[str]) -> bool:
     if asked == "off":
         return False
@@ -161,7 +192,8 @@ def _compile(asked: str, device: torch.device, notes: list[str]) -> bool:
     if why := _compile_trouble(device):
         if asked == "on":
             raise SettingsError(f'runtime.compile = "on": {why}; mend that, or write "auto"')
-        notes.append(f"torch.compile is off, as {why}; {COMPILE_GAIN}.")
+        cost = COMPILE_GAIN if device.type == "cpu" else "training takes longer and more memory without it"
+        notes.append(f"torch.compile is off, as {why}; {cost}.")
         return False
     if device.type == "cpu" and (compiler := machine.cpp_compiler()):
         os.environ["CXX"] = compiler  # torch itself would take g++ or a broken $CXX, and not look further
@@ -169,14 +201,21 @@ def _compile(asked: str, device: torch.device, notes: list[str]) -> bool:
 
 
 def _compile_trouble(device: torch.device) -> str | None:
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if machine.cpp_compiler() is None:
-        return f"no working C++ compiler is found ({_install_compiler()})"
-    if device.type == "cpu" and " " in torch.__file__:
+    has_triton = importlib.util.find_spec("triton") is not None
+    return compile_trouble(device.type, has_triton, machine.cpp_compiler() is not None, torch.__file__)
+
+
+def compile_trouble(device: str, has_triton: bool, has_compiler: bool, torch_file: str) -> str | None:
+    """What keeps torch.compile from working: a clause with the cure, or None."""
+    if device == "cuda" and not has_triton:
         return (
-            f"torch lies in a path with a space ({torch.__file__}), which it does not quote for the compiler"
+            "triton is not installed, in which torch.compile writes code for GPUs "
+            "(pip install triton; PyTorch's builds with CUDA for Linux bring it along)"
         )
+    if not has_compiler:
+        return f"no working C++ compiler is found ({_install_compiler()})"
+    if device == "cpu" and " " in torch_file:
+        return f"torch lies in a path with a space ({torch_file}), which it does not quote for the compiler"
     return None
 
 
@@ -214,6 +253,7 @@ def facts() -> list[Fact]:
         Fact("device", runtime.device.type),
         _dtype_fact(runtime),
         _compile_fact(runtime),
+        *_speed_facts(runtime),
     ]
 
 
@@ -260,13 +300,15 @@ def _gpu_fact() -> Fact:
     if found is None:
         if shutil.which("nvidia-smi"):
             advice = "torch can't use it: install a torch built for CUDA and a recent NVIDIA driver"
-            return Fact("gpu", f"an NVIDIA driver is here, but {_cuda_trouble()}", "slow", advice)
+            return Fact("gpu", f"NVIDIA's tools are here, but {_cuda_trouble()}", "slow", advice)
         return Fact("gpu", "none", "slow", "a pocket model needs none; larger recipes do")
     if "capability" not in found:
         return Fact("gpu", found["name"])
     value = f"{found['name']}, {found['memory_bytes'] / GB:.0f} GB, capability {found['capability']}"
     if why := machine.gpu_trouble():
-        return Fact("gpu", value, "bad", f"torch can't compute on it ({why}); install a torch built for it")
+        return Fact("gpu", value, "bad", f"torch can't compute on it: {why}")
+    if why := gpu.crowded(machine.gpu_occupancy()):
+        return Fact("gpu", value, "slow", why)
     return Fact("gpu", value)
 
 
@@ -289,3 +331,24 @@ def _compile_fact(runtime: Runtime) -> Fact:
         return Fact("compile", "on")
     why = _compile_trouble(runtime.device) or 'not verified on macOS; runtime.compile = "on" tries it'
     return Fact("compile", "off", "slow", why)
+
+
+def _speed_facts(runtime: Runtime) -> list[Fact]:
+    """What the machine does at best, and what its maker promises (peaks.py)."""
+    found = peaks.measured(runtime.device, runtime.dtype)
+    form = peaks.DTYPE_NAMES[runtime.dtype]
+    value = (
+        f"{found.matmul_flops / 1e12:.3g} TFLOP/s in {form}, copies {found.copy_bytes_per_s / GB:.3g} GB/s "
+        "(measured now)"
+    )
+    return [Fact("speed", value), Fact("promised", _promise(runtime, form))]
+
+
+def _promise(runtime: Runtime, form: str) -> str:
+    spec = peaks.spec_of(machine.device_name(runtime.device))
+    if spec is None:
+        return "not in our table (docs/hardware.md)"
+    memory = f"{spec.bytes_per_s / GB:,.0f} GB/s"
+    if (promised := spec.peak(runtime.dtype)) is None:
+        return f"no figure for {form}; {memory} ({spec.source})"
+    return f"{promised / 1e12:,.1f} TFLOP/s in {form}, {memory} ({spec.source})"

@@ -27,6 +27,7 @@ from torch import Tensor
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.packing import Piece, plan, repack
 from pilgrim.data.shards import TokenSet
+from pilgrim.model.attention_spans import document_starts
 
 IGNORED = -100  # a target that no loss counts: padding, and what the model is not to say
 WINDOW = 4096  # documents shuffled and packed together: bounds memory, and fills rows well
@@ -41,6 +42,9 @@ class Batch:
     inputs_bt: Tensor  # int64
     targets_bt: Tensor  # int64, IGNORED where no loss counts
     documents_bt: Tensor  # int32, the number of the document within its row; -1 is padding
+    # Where documents begin, for attention kernels that want to know: only of batches on a GPU, made while
+    # the numbers are still on the CPU, because asking a GPU how many there are would wait for it.
+    starts_bd: Tensor | None = None
 
     @property
     def trained_tokens(self) -> int:
@@ -56,19 +60,21 @@ class Batch:
         """The batch in parts of at most `rows` rows, for gradient accumulation."""
         for first in range(0, self.inputs_bt.shape[0], rows):
             part = slice(first, first + rows)
-            yield Batch(self.inputs_bt[part], self.targets_bt[part], self.documents_bt[part])
+            starts = None if self.starts_bd is None else self.starts_bd[part]
+            yield Batch(self.inputs_bt[part], self.targets_bt[part], self.documents_bt[part], starts)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; nobody waits for the copy if this one is pinned (data/prefetch.py)."""
         if device.type == "cpu":
             return self
-        return Batch(
-            *(x.to(device, non_blocking=True) for x in (self.inputs_bt, self.targets_bt, self.documents_bt))
-        )
+        starts_bd = document_starts(self.documents_bt) if self.starts_bd is None else self.starts_bd
+        parts = (self.inputs_bt, self.targets_bt, self.documents_bt, starts_bd)
+        return Batch(*(x.to(device, non_blocking=True) for x in parts))
 
     def pinned(self) -> "Batch":
-        """The same batch in memory that a GPU reads by itself. Needs CUDA."""
-        return Batch(*(x.pin_memory() for x in (self.inputs_bt, self.targets_bt, self.documents_bt)))
+        """The same batch in memory that a GPU reads by itself, with all that `to` would add. Needs CUDA."""
+        parts = (self.inputs_bt, self.targets_bt, self.documents_bt, document_starts(self.documents_bt))
+        return Batch(*(x.pin_memory() for x in parts))
 
 
 class Rows(Protocol):

@@ -53,6 +53,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False  # blocks keep only their input for backward, and are run again there
+        self.windows = config.windows  # of every layer, for whoever makes the `attend` that it is run with
         self.model = Backbone(config)
         self.lm_head = Linear(config.width, config.vocab_size)
         if config.tied:

@@ -15,7 +15,7 @@ from pilgrim.core.config import Settings
 from pilgrim.core.errors import ChangedRecipe
 from pilgrim.optim.adamw import AdamW
 from pilgrim.optim.muon import Muon
-from pilgrim.optim.state import BLOCK, Format
+from pilgrim.optim.state import BYTES, Format
 
 
 class OptimSettings(Settings):
@@ -97,12 +97,11 @@ class Optimizers:
 
     def missing_bytes(self) -> int:
         """What the first step will allocate for state, and keep; 0 once it has."""
-        bytes_each = {"fp32": 4, "bf16": 2, "8bit": 1 + 4 / BLOCK}[self._form]
         numbers = 0
         for optimizer, states in ((self.muon, 1), (self.adamw, 2)):
             parameters = (p for group in optimizer.param_groups for p in group["params"])
             numbers += states * sum(p.numel() for p in parameters if p not in optimizer.state)
-        return round(numbers * bytes_each)
+        return round(numbers * BYTES[self._form])
 
     def tensors(self) -> dict[str, Tensor]:
         """The state under names like "model.norm.weight/mean"; `load` takes it back."""

@@ -2,20 +2,30 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pilgrim.core import machine
+from pilgrim.core.files import read_json, write_json_atomic
 from pilgrim.core.runlog import RunLog, read_rows
+from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import Batch, PackedRows, Rows, one_pass
 from pilgrim.data.shards import TokenSet
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.load import load_model
 from pilgrim.infer.sampling import Sampling
+from pilgrim.model.attention_choice import Choice, activated, choose, trouble
+from pilgrim.model.config import ModelConfig
 from pilgrim.model.count import parameters
+from pilgrim.model.precision import train_in_fp8
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers
 from pilgrim.stages.journey import Journey, finished, refuse_older
 from pilgrim.stages.shards import run_tokenizer, token_set
+from pilgrim.stages.speed import shares_of_peak
 from pilgrim.text.chat import Message, render_prompt
 from pilgrim.text.tokenizer import Tokenizer
 from pilgrim.train.fit import MicroBatch
@@ -43,6 +53,8 @@ def train_stage(
     model = Transformer(recipe.model.config(tokenizer.vocab_size)).to(runtime.device)
     model.recompute = recipe.runtime.checkpoint_activations
     begin(model)
+    if runtime.fp8:
+        train_in_fp8(model.model.layers)
 
     def packed(name: str) -> PackedRows:
         return PackedRows(token_set(journey, name), recipe.model.context, tokenizer.eot_id, runtime)
@@ -56,7 +68,9 @@ def train_stage(
 
     folder = journey.stage_folder(stage)
     log = RunLog(folder)
-    losses = compiled_token_losses(runtime)
+    assert settings.rows is not None
+    at_once = micro.rows(settings.rows, recipe.model.context)  # a GPU's own number comes later, measured so
+    losses = compiled_token_losses(runtime, chosen_attention(journey, model.config, at_once, log).backend)
     held_out = {"": token_set(journey, "val")} | ({"chat_": token_set(journey, "chat_val")} if chat else {})
     token_bytes = tokenizer.token_bytes()
 
@@ -83,6 +97,7 @@ def train_stage(
         folder,
         log,
         journey.console,
+        shares_of_peak(journey.folder, model.config, runtime),
     )
     state = Loop(parts).run()
     log.event("done", step=state.step)
@@ -94,9 +109,42 @@ def train_stage(
         "elapsed_s": state.elapsed_s,
         "train_s": state.train_s,
         "tokens_per_s": state.tokens / state.train_s,
+        **parts.shares(state.tokens / state.train_s),
         "parameters": parameters(model.config).total,
         "train_loss": last["loss"],
         **{k: v for k, v in final.items() if k != "step"},
+    }
+
+
+def chosen_attention(journey: Journey, config: ModelConfig, rows: int, log: RunLog) -> Choice:
+    """The attention backend for microbatches of `rows` rows, timed once in a run for a machine and a shape.
+
+    It is remembered in the run's folder, because two backends round differently: a resumed run shall go on
+    with the one it began with, even if a second timing would prefer another.
+    """
+    runtime, file = journey.runtime, journey.folder / "attention.json"
+    key = attention_key(runtime, config, rows)
+    known: list[dict[str, Any]] = read_json(file) if file.exists() else []
+    before = next((entry for entry in known if entry["for"] == key), None)
+    if before is not None and trouble(before["backend"], runtime, config) is None:
+        return activated(Choice(before["backend"], before["milliseconds"], before["left_out"]))
+    choice = choose(runtime, config, rows)
+    if runtime.device.type == "cuda" or runtime.attention != "auto":  # elsewhere there is nothing to choose
+        log.event("attention", **asdict(choice))
+        journey.console.say(choice.note)
+    if choice.milliseconds:
+        others = [entry for entry in known if entry["for"] != key]
+        write_json_atomic(file, [*others, {"for": key, **asdict(choice)}])
+    return choice
+
+
+def attention_key(runtime: Runtime, config: ModelConfig, rows: int) -> dict[str, Any]:
+    """All that a timing of attention depends on, as plain JSON."""
+    return {
+        "machine": (machine.gpu() or {}).get("name", runtime.device.type),
+        "torch": str(torch.__version__),
+        "asked": [runtime.attention, str(runtime.dtype), runtime.compile],
+        "shape": [rows, config.context, config.heads, config.kv_heads, config.head_size, *config.windows],
     }
 
 

@@ -336,3 +336,14 @@ def test_one_token_documents() -> None:
     batch = next(one_pass(token_set([[END], [END]]), 4, END, 1))
     assert batch.targets_bt.tolist() == [[END, END, IGNORED, IGNORED]]
     assert batch.documents_bt.tolist() == [[0, 1, -1, -1]]
+
+
+def test_where_documents_begin_travels_with_the_rows_of_a_gpu() -> None:
+    """On torch's device without memory: what counts is that it is made before the batch leaves the CPU."""
+    documents = torch.tensor([[0, 0, 1, 1, -1, -1], [0, 1, 2, 3, 3, 3], [0] * 6], dtype=torch.int32)
+    batch = Batch(torch.zeros(3, 6, dtype=torch.long), torch.zeros(3, 6, dtype=torch.long), documents)
+    assert batch.to(torch.device("cpu")).starts_bd is None
+    moved = batch.to(torch.device("meta"))
+    assert moved.starts_bd is not None and moved.starts_bd.shape == (3, 4)
+    parts = [micro.starts_bd for micro in moved.micro(2)]
+    assert [part is not None and part.shape for part in parts] == [(2, 4), (1, 4)]

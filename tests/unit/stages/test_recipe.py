@@ -86,7 +86,15 @@ def test_what_is_derived_is_shown() -> None:
     }
     found_later = {(stage, "micro_rows") for stage in TRAINED}  # when it trains: train/fit.py
     nothing_grows = {(stage, "grow") for stage in TRAINED}
-    assert hidden == {("runtime", "threads")} | found_later | nothing_grows  # threads: as torch chooses
+    threads = ("runtime", "threads")  # as many as torch chooses on the machine at hand
+    no_windows = {("model", "window"), ("model", "window_pattern")}
+    assert hidden == {threads} | no_windows | found_later | nothing_grows
+
+
+def test_windows_are_shown_layer_by_layer() -> None:
+    resolved = recipe(model={"depth": 6, "window": 64}).resolved()
+    assert tomllib.loads(dump_toml(resolved))["model"]["window_pattern"] == "SSSLSL"
+    assert recipe(model=resolved.model.model_dump()).resolved().model == resolved.model
 
 
 def test_what_is_given_is_kept() -> None:
