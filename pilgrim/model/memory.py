@@ -13,6 +13,9 @@ layer in bf16, where this says 42 (tests/unit/model/test_memory.py). Without tor
 they computed in fp32 besides, and it is half as much again. Attention on a GPU keeps no scores. On a CPU,
 compiled, it does (model/attention.py), and so needs more than is said here.
 
+With `recompute` (Transformer.recompute) only each layer's input is kept, and in backward one layer at a time
+keeps all of that.
+
 The loss (train/losses.py) makes its scores for a chunk of tokens, and holds the head's gradient once more.
 """
 
@@ -84,6 +87,7 @@ def _kept_bytes(config: ModelConfig, dtype: torch.dtype, compiled: bool, recompu
     """Per token, all layers: what forward keeps for backward."""
     queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
     layer = 4 * config.width + 4 * queries + 4 * keys + 3 * config.mlp_width
+    layers = config.depth * config.width + layer if recompute else config.depth * layer
     ends = 3 * config.width  # the last hidden states, normalized, and their gradient
     layers = config.depth * config.width + layer if recompute else config.depth * layer
     kept = (layers + ends) * dtype.itemsize
