@@ -214,7 +214,6 @@ def ours(case: Case) -> Step:
     """pilgrim's whole step: forward, backward, Muon and AdamW."""
     runtime = case.runtime
     model = Transformer(case.config).to(runtime.device)
-    model.recompute = case.recipe.runtime.checkpoint_activations
     initialize(model, runtime.generator("initialize"))
     optimizers = Optimizers(model, case.recipe.optim, runtime.dtype, runtime.compile)
     model.recompute = case.recipe.runtime.checkpoint_activations

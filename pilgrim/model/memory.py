@@ -87,7 +87,6 @@ def _kept_bytes(config: ModelConfig, dtype: torch.dtype, compiled: bool, recompu
     """Per token, all layers: what forward keeps for backward."""
     queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
     layer = 4 * config.width + 4 * queries + 4 * keys + 3 * config.mlp_width
-    layers = config.depth * config.width + layer if recompute else config.depth * layer
     ends = 3 * config.width  # the last hidden states, normalized, and their gradient
     layers = config.depth * config.width + layer if recompute else config.depth * layer
     kept = (layers + ends) * dtype.itemsize

@@ -44,8 +44,6 @@ OCTAVES = {True: 16, False: 32}
 # The fractions of φ and √2, times 2^32. Both are odd, so their multiples modulo 2^32 reach every place.
 PHI, ROOT = 2_654_435_769, 1_779_033_703
 
-BYTES: dict[Format, float] = {"fp32": 4, "bf16": 2, "8bit": 1 + 4 / BLOCK}  # a number, all in all
-
 Stored = tuple[Tensor, ...]  # (values,) or (codes, largest of each block)
 
 
