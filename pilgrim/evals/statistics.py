@@ -44,7 +44,7 @@ class Paired:
         disagreed = self.only_first + self.only_second
         fewer = min(self.only_first, self.only_second)
         tail = sum(math.comb(disagreed, k) for k in range(fewer + 1))
-        return min(1.0, 2 * tail / 2**disagreed)
+        return min(1.0, float(2 * tail / 2**disagreed))
 
 
 def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:

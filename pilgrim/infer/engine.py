@@ -147,12 +147,14 @@ class Engine:
     def hidden(self, cache: KVCache, first: int, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Lets row `first + i` read `tokens[i]`; returns hidden states [b, t, w], padded at the right."""
         positions_bt, attend = cache.extend(first, [len(ids) for ids in tokens])
-        return self.model(self.padded(tokens), attend, positions_bt, self.dtype)
+        out: Tensor = self.model(self.padded(tokens), attend, positions_bt, self.dtype)
+        return out
 
     @torch.inference_mode()
     def hidden_alone(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Hidden states [b, t, w] of whole texts, padded at the right, without keeping keys and values."""
-        return self.model(self.padded(tokens), causal_attention, dtype=self.dtype)
+        out: Tensor = self.model(self.padded(tokens), causal_attention, dtype=self.dtype)
+        return out
 
     def padded(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Ids [b, t] on the engine's device. No token looks to its right, so the padding changes nothing."""
