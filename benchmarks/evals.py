@@ -51,7 +51,9 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--items", type=int, default=8, help="of each task")
     parser.add_argument("--context", type=int, default=2048, help="the model's, in tokens")
     arguments = parser.parse_args()
@@ -81,7 +83,9 @@ def main() -> None:
         pairs = zip(chain(*ours), chain(*plain), strict=True)
         worst = max(worst, *(abs(a.mean - b.mean) for a, b in pairs))
         print(f"{exam.task.name:32} {count:5} {plain_s:7.2f}s {ours_s:7.2f}s  {plain_s / ours_s:5.1f}")
-    print(f"{'all':32} {rows:5} {total_plain_s:7.2f}s {total_ours_s:7.2f}s  {total_plain_s / total_ours_s:5.1f}")
+    print(
+        f"{'all':32} {rows:5} {total_plain_s:7.2f}s {total_ours_s:7.2f}s  {total_plain_s / total_ours_s:5.1f}"
+    )
     print(f"largest difference {worst:.1e} nats a token, same choice in {same} questions")
 
 

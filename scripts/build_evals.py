@@ -2,7 +2,7 @@
 
 DIR is a folder of CORE's tasks (docs/evals.md). Of each file a slice is taken: the items that come first when
 all are shuffled as the evaluation does it (pilgrim/evals/items.py). They are written in such an order that
-shuffling the slice puts them first in the same order again. So a slice needs no code of its own, and asks what
+shuffling the slice brings them into that order again. So a slice needs no code of its own, and asks what
 nanochat asks with `--max-per-task`: the same items, and, as examples are drawn within the slice, the same
 examples. Prints the rows for the table of files in SOURCES.md.
 """
@@ -40,7 +40,9 @@ def slice_of(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", type=Path, required=True, help="the folder of CORE's tasks")
     parser.add_argument("--items", type=int, default=100, help="of each task")
     arguments = parser.parse_args()
