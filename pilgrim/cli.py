@@ -309,6 +309,12 @@ def eval_command(
             help="CORE's tasks. Left out: the recipe's eval.core, else up to 100 bundled items each.",
         ),
     ] = None,
+    fetch: Annotated[
+        bool,
+        typer.Option(
+            "--fetch", help="Take all of CORE's tasks, and fetch them first if they are not here yet."
+        ),
+    ] = False,
     compare: Annotated[
         str | None,
         typer.Option(metavar="OTHER", help="A run that was evaluated before: how do the two differ?"),
@@ -324,9 +330,14 @@ def eval_command(
     """
     folder = find_run(run)
     other = find_run(compare) if compare is not None else None
+    from pilgrim.evals.fetch import fetch_bundle
     from pilgrim.stages import core
     from pilgrim.stages.evaluate import evaluate_run
 
+    if fetch and data is not None:
+        raise PilgrimError(f"--fetch and --data {data} contradict each other; leave one of them out")
+    if fetch:
+        data = fetch_bundle(say=typer.echo)
     if suite != "core":
         evaluate_run(folder)
     if suite != "behaviour":

@@ -19,7 +19,7 @@ equal to the bit, and the first of them wins as it should.
 Shapes: b rows, t tokens, w width, n scored places, v tokens in the vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,9 +71,8 @@ def score(
     engine: Engine,
     questions: Sequence[Sequence[Row]],
     tokens_per_pass: int = TOKENS_PER_PASS,
-    advance: Callable[[int], None] = lambda rows: None,
 ) -> list[list[Score]]:
-    """A score for each row of each question, in their order. `advance(n)` is told of n rows that are done.
+    """A score for each row of each question, in their order.
 
     The result does not depend on `tokens_per_pass` or on what else is scored (in fp32 to 1e-5; in bf16 a
     batch of another shape may round differently). Raises DataError for ids that the model does not know,
@@ -85,7 +84,6 @@ def score(
     for batch in _batches(families, tokens_per_pass):
         for family, row, value in _read(engine, batch):
             found |= dict.fromkeys(family.places[row], value)
-            advance(len(family.places[row]))
     return [[found[number, option] for option in range(len(rows))] for number, rows in enumerate(questions)]
 
 
