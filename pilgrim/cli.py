@@ -338,6 +338,8 @@ def eval_command(
         raise PilgrimError(f"--fetch and --data {data} contradict each other; leave one of them out")
     if fetch:
         data = fetch_bundle(say=typer.echo)
+    if other is not None:
+        core.read_result(other)  # if it is missing, that is told before minutes are spent
     if suite != "core":
         evaluate_run(folder)
     if suite != "behaviour":

@@ -114,8 +114,9 @@ def name_of(tasks: dict[str, dict[str, Any]]) -> str:
     n = {name: task["n"] for name, task in tasks.items()}
     if n == {task.name: task.items for task in TASKS}:
         return "CORE"
-    most = f"{max(n.values()):,} items" if len(set(n.values())) == 1 else f"up to {max(n.values()):,} items"
-    return f"CORE-slice ({len(n)} of {len(TASKS)} tasks, {most} each)"
+    most = max(n.values())
+    items = f"{'up to ' if len(set(n.values())) > 1 else ''}{most:,} {'item' if most == 1 else 'items'}"
+    return f"CORE-slice ({len(n)} of {len(TASKS)} tasks, {items} each)"
 
 
 def _result(exam: Exam, scores: Sequence[Sequence[Score]], cut: int) -> dict[str, Any]:

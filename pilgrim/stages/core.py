@@ -89,7 +89,7 @@ def compare_core(folder: Path, other: Path, console: Console | None = None) -> N
     Raises PilgrimError if one of them is missing or they share no items.
     """
     console = console or Console()
-    found = compare(_read(other), _read(folder))
+    found = compare(read_result(other), read_result(folder))
     console.say(f"{folder.name} minus {other.name}, over the items that both were asked")
     console.say(f"{'task':32} {'items':>6} {'difference':>11}  {'95% interval':20} {'p':>6}")
     for name, task in found.tasks.items():
@@ -107,7 +107,8 @@ def compare_core(folder: Path, other: Path, console: Console | None = None) -> N
         console.say(f"left out, as they were not asked the same items: {', '.join(found.left_out)}")
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read_result(folder: Path) -> dict[str, Any]:
+    """What `evaluate_core` left of a run. Raises PilgrimError with the cure if it did not."""
     file = folder / "evaluate" / "core.json"
     if not file.exists():
         raise PilgrimError(
