@@ -306,7 +306,7 @@ def eval_command(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="CORE's tasks. Left out: the recipe's eval.core, else up to 100 bundled items each.",
+            help="CORE's tasks. Left out: the recipe's eval.core, by default up to 100 bundled items each.",
         ),
     ] = None,
     fetch: Annotated[

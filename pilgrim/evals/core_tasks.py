@@ -18,7 +18,7 @@ from pathlib import Path
 from pilgrim.data.sources import ASSETS
 from pilgrim.evals.items import Kind
 
-BUNDLED = ASSETS / "evals" / "core"
+BUNDLED = ASSETS / "evals" / "core"  # "assets:evals/core" in a recipe
 ANSWER = "\nAnswer: "
 
 
@@ -69,6 +69,11 @@ TASKS = (
         0.091,
     ),
 )
+
+
+def find_folder(name: str) -> Path:
+    """The folder that a recipe names: `assets:evals/core` is the bundled one."""
+    return ASSETS / name.removeprefix("assets:") if name.startswith("assets:") else Path(name).expanduser()
 
 
 def find_file(folder: Path, task: Task) -> Path | None:

@@ -16,7 +16,7 @@ from pilgrim.core.errors import PilgrimError
 from pilgrim.core.files import read_json, write_atomic
 from pilgrim.evals.compare import compare
 from pilgrim.evals.core import evaluate, read_exams
-from pilgrim.evals.core_tasks import BUNDLED
+from pilgrim.evals.core_tasks import BUNDLED, find_folder
 from pilgrim.evals.statistics import Z95
 from pilgrim.infer.load import load_engine, newest_stage
 from pilgrim.stages.journey import Journey, only_writer, refuse_older
@@ -29,13 +29,13 @@ def evaluate_core(
 ) -> dict[str, Any]:
     """Ask a run's newest model and write `evaluate/core.json`; returns what is in it.
 
-    `data` is a folder of CORE's tasks; None: the recipe's `eval.core`, else the bundled slice. `limit`: of
-    each task this many items; None: all. Raises DataError for items that can't be scored, CheckpointError
+    `data` is a folder of CORE's tasks; None: the recipe's `eval.core`. `limit`: of each task this
+    many items; None: all. Raises DataError for items that can't be scored, CheckpointError
     without a trained model.
     """
     recipe = build(Recipe, load_toml(folder / "recipe.toml"), str(folder / "recipe.toml"))
     journey = Journey(recipe, folder, machine.start(recipe.runtime, recipe.seed), console or Console())
-    data = data or (Path(recipe.eval.core).expanduser() if recipe.eval.core else BUNDLED)
+    data = data or find_folder(recipe.eval.core)
     exams = read_exams(data, limit)
     with only_writer(folder):
         stage = newest_stage(folder)

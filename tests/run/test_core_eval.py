@@ -1,6 +1,5 @@
 """`pilgrim eval --suite core` on a run: a table, a file, a comparison, a section in the report."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -49,9 +48,7 @@ def test_data_of_ones_own(run: Path, pilgrim: Pilgrim, tmp_path: Path) -> None:
     assert told.exit_code == 0, told.output
     assert "CORE-slice (4 of 22 tasks, 1 item each)" in told.output
     recipe = run / "recipe.toml"
-    recipe.write_text(
-        recipe.read_text().replace("[eval]", f"[eval]\ncore = {json.dumps(str(tmp_path / 'mine'))}")
-    )
+    recipe.write_text(recipe.read_text().replace("assets:evals/core", str(tmp_path / "mine")))
     told = pilgrim("eval", "tiny", "--suite", "core", "--items", "1")
     assert "CORE-slice (4 of 22 tasks, 1 item each)" in told.output
     assert read_json(run / "evaluate" / "core.json")["data"] == str(tmp_path / "mine")
