@@ -213,6 +213,20 @@ def test_batches_change_nothing(
             assert value.greedy == bool(likeliest[row.start - 1 :].all())
 
 
+def test_questions_with_more_and_fewer_options_are_read_together(
+    random_model: Transformer, runtime: Runtime
+) -> None:
+    """The longest trunk has the fewest options, and the shortest has options of very unequal length."""
+    asked = []
+    for trunk, ends in ((20, (1, 30, 2, 3)), (30, (5, 1, 1)), (40, (2, 4))):
+        begin = tuple(range(trunk))
+        asked.append([Row((*begin, *range(100 + n, 100 + n + end)), trunk) for n, end in enumerate(ends)])
+    for rows, scores in zip(asked, score(Engine(random_model, runtime), asked), strict=True):
+        for row, value in zip(rows, scores, strict=True):
+            log_probs, _ = nats(random_model, list(row.ids))
+            assert value.mean == pytest.approx(float(log_probs[row.start - 1 :].mean()), abs=1e-5)
+
+
 def test_logits_in_small_parts(
     random_model: Transformer, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
