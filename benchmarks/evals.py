@@ -1,14 +1,16 @@
 """The scorer beside a plain one, on the bundled slice of CORE: `python benchmarks/evals.py`.
 
 The plain scorer is what one writes first: for each option of each question a pass over the whole row, logits
-at all its places, cross-entropy. Ours (pilgrim/evals/scoring.py) reads what options have in common once, rows
+at all its places, cross-entropy. Ours (pilgrim/evals/scoring.py) reads once what options have in common, rows
 of similar length together, and has logits only where something is scored. Both score the same rows with the
-same random weights, in fp32. Times are processor seconds of one thread, so that other programs at work disturb
-them little. Prints the ratio by task and over all, and the largest difference of a row's mean log-probability.
+same random weights, in fp32. Times are processor seconds of one thread, so that other programs at work
+disturb them little. Prints the ratio by task and over all, and the largest difference of a row's mean
+log-probability.
 
-How much is won depends on the shape. The network is the pocket model's, but context and vocabulary are, unless
-told otherwise, nearer to a grown model's: `--context 512 --vocabulary 4096` is the pocket model itself, where
-prompts are cut, each option at another place, so that they have less in common, and logits cost little.
+How much is won depends on the shape. The network is the pocket model's, but context and vocabulary are,
+unless told otherwise, nearer to a grown model's. `--context 512 --vocabulary 4096` is the pocket model
+itself: there prompts are cut, each option at another place, so that they have less in common, and logits
+cost little.
 """
 
 import argparse

@@ -334,6 +334,8 @@ def eval_command(
     from pilgrim.stages import core
     from pilgrim.stages.evaluate import evaluate_run
 
+    if suite == "behaviour" and (items is not None or data is not None or fetch):
+        raise PilgrimError("--items, --data and --fetch are about CORE's tasks; leave out --suite behaviour")
     if fetch and data is not None:
         raise PilgrimError(f"--fetch and --data {data} contradict each other; leave one of them out")
     if fetch:
