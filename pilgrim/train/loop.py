@@ -134,7 +134,7 @@ class Loop:
             while state.step < settings.steps:
                 with record_function("pilgrim.data"):
                     batch, state.position = next(stream)
-                self._step(batch)
+                self.step(batch)
                 stopping = stop()  # read once, so that it can't rise between saving and stopping
                 evaluate = state.step % settings.eval_every == 0 or state.step == settings.steps
                 save = state.step % settings.checkpoint_every == 0 or evaluate or stopping
@@ -153,7 +153,8 @@ class Loop:
         state.elapsed_s = time.perf_counter() - self.began_s
         return state
 
-    def _step(self, batch: Batch) -> None:
+    def step(self, batch: Batch) -> None:
+        """One update of the weights. Nothing is written, and nobody waits for the device."""
         parts, settings, state = self.parts, self.parts.settings, self.state
         assert settings.steps and settings.micro_rows and parts.optim.matrix_lr is not None
         multiplier = settings.lr_scale * schedule.learning_rate(

@@ -21,7 +21,9 @@ LOSSES = (
     "launch_overhead",
     "exposed_communication",
     "memory_bound",
+    "elementwise_inefficiency",
     "recomputation",
+    "extra_products",
     "matmul_inefficiency",
 )
 

@@ -1,0 +1,177 @@
+"""A look without the compiler: how long each layer takes, and which line asks for which operation.
+
+A compiled graph has neither layers nor lines of Python: kernels are fused across them. So a few extra steps
+are made without torch.compile, after everything else was measured. They are slower and fuse nothing, so their
+times say how the layers compare with each other, not what they take in the compiled step.
+
+Layers are timed by hooks around them, which wait for the device. Lines are found by standing between torch and
+its kernels (a dispatch mode) and looking up the stack whenever an operation passes. In backward the stack
+ends in `loss.backward()`; there, the stack of the forward operation counts, which autograd keeps in anomaly mode.
+"""
+
+import sys
+import tempfile
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pilgrim.lab.profile.findings import Layer
+from pilgrim.lab.profile.generated import our_line
+from pilgrim.lab.profile.trace import Op, read_events
+from pilgrim.model.transformer import Block
+
+LAYER = "pilgrim.layer."
+REST = "head, loss, and what is between layers"
+
+Sources = Mapping[tuple[str, tuple[Any, ...]], str]
+
+
+# Layers --------------------------------------------------------------------------------------------
+
+
+def layers(model: nn.Module, step: Callable[[], None], synchronize: Callable[[], None]) -> tuple[Layer, ...]:
+    """Seconds of every layer in one step; what passes through no module is told as one more."""
+    with ExitStack() as hooks, profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for name, module in parts_of(model):
+            hooks.enter_context(_timed(name, module, synchronize))
+        step()
+        synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "layers.json"
+        profiler.export_chrome_trace(str(file))
+        return layers_of(read_events(file))
+
+
+def layers_of(events: list[dict[str, Any]]) -> tuple[Layer, ...]:
+    """The same from a trace's events."""
+    seconds: dict[str, dict[str, float]] = {"forward": defaultdict(float), "backward": defaultdict(float)}
+    whole = dict.fromkeys(seconds, 0.0)
+    for event in events:
+        name, took = event.get("name", ""), event.get("dur", 0.0) / 1e6
+        if event.get("cat") != "user_annotation":
+            continue
+        if name.startswith(LAYER):
+            direction, _, layer = name.removeprefix(LAYER).partition(".")
+            seconds[direction][layer] += took
+        elif name in ("pilgrim.forward", "pilgrim.backward"):
+            whole[name.removeprefix("pilgrim.")] += took
+    found = [Layer(n, s, seconds["backward"].get(n)) for n, s in seconds["forward"].items()]
+    rest = {way: max(0.0, whole[way] - sum(seconds[way].values())) for way in seconds}
+    return (*found, Layer(REST, rest["forward"], rest["backward"] if whole["backward"] else None))
+
+
+def parts_of(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The parts of each block, and what is beside the blocks."""
+    for child_name, child in module.named_children():
+        path = f"{name}.{child_name}" if name else child_name
+        if any(isinstance(inner, Block) for inner in child.modules()):
+            yield from parts_of(child, path)
+        else:
+            yield path, child
+
+
+@contextmanager
+def _timed(name: str, module: nn.Module, synchronize: Callable[[], None]) -> Iterator[None]:
+    """Hooks that open a record when the layer begins and close it when it has ended, forward and backward."""
+    running: dict[str, record_function] = {}
+
+    def begin(way: str) -> None:
+        synchronize()
+        running[way] = record_function(f"{LAYER}{way}.{name}")
+        running[way].__enter__()
+
+    def end(way: str) -> None:
+        synchronize()
+        running.pop(way).__exit__(None, None, None)
+
+    def before(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        begin("forward")
+
+    def after(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        end("forward")
+
+    handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    if not isinstance(module, nn.Embedding):  # its input is no number: nothing is propagated through it
+        handles += [
+            module.register_full_backward_pre_hook(lambda *_: begin("backward")),
+            module.register_full_backward_hook(lambda *_: end("backward")),
+        ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# Lines ---------------------------------------------------------------------------------------------
+
+
+def sources(step: Callable[[], None]) -> Sources:
+    """The line of ours behind each operation, by its name and the shapes of its tensors."""
+    with warnings.catch_warnings(), Watcher() as watcher:
+        warnings.simplefilter("ignore", UserWarning)  # that anomaly mode is slow
+        with torch.autograd.set_detect_anomaly(True, check_nan=False):
+            step()
+    return {key: max(lines, key=lambda line: lines[line]) for key, lines in watcher.lines.items()}
+
+
+def source_of(sources: Sources, op: Op) -> str | None:
+    """The line behind an operation of a trace: by name and shapes, else by name if that is unmistakable."""
+    if found := sources.get((op.name, shapes(op.dims))):
+        return found
+    named = {line for (name, _), line in sources.items() if name == op.name}
+    return named.pop() if len(named) == 1 else None
+
+
+class Watcher(TorchDispatchMode):
+    """Notes where each operation was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: dict[tuple[str, tuple[Any, ...]], Counter[str]] = defaultdict(Counter)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if line := asked_here():
+            self.lines[func._schema.name, shapes(args)][line] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def shapes(args: Any) -> tuple[Any, ...]:
+    """The shapes of all tensors among the arguments, in their order; those of numbers are left out.
+
+    Takes arguments themselves, or what a trace has of them.
+    """
+    found: list[Any] = []
+    for arg in args:
+        if isinstance(arg, Tensor):
+            found += [tuple(arg.shape)] if arg.ndim else []
+        elif isinstance(arg, list | tuple) and arg:
+            if all(isinstance(n, int) for n in arg):
+                found += [] if isinstance(arg, list) else [tuple(arg)]  # a list of numbers is no shape
+            else:
+                found += shapes(arg)
+    return tuple(found)
+
+
+def asked_here() -> str | None:
+    """The innermost line of ours on the stack, or on that of the forward operation behind this one."""
+    node = torch._C._current_autograd_node()
+    if node is not None:
+        return our_line("".join(node.metadata.get("traceback_", [])))
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if "/pilgrim/" in name and "/lab/profile/" not in name:
+            return our_line(f'File "{name}", line {frame.f_lineno}, in {frame.f_code.co_name}')
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
