@@ -29,7 +29,8 @@ class Progress(Protocol):
     def advance(self, n: int = 1, **fields: float) -> None:
         """`n` more units are done. Fields stay shown until they are given anew.
 
-        `loss` (nats), `bpb` (bits per byte) and `tokens_per_s` have their own look; others are shown by name.
+        `loss` (nats), `bpb` (bits per byte), `tokens_per_s`, `mfu` and `mfu_spec` (shares of the machine's
+        peak, measured and promised) have their own look; others are shown by name.
         """
 
 
@@ -157,6 +158,10 @@ def _fact(name: str, value: float) -> str:
             return f"bpb {value:.4f}"
         case "tokens_per_s":
             return f"{value:,.0f} tok/s"
+        case "mfu":
+            return f"{value:.0%} MFU"
+        case "mfu_spec":
+            return f"({value:.0%} of spec)"
         case _:
             return f"{name} {value:.4g}"
 

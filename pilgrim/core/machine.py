@@ -11,13 +11,18 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pilgrim.core import gpu as judge
+
 COMPILERS = ("g++", "clang++")
+CUDA_CONTEXT_BYTES = 600_000_000  # what CUDA and its libraries take for themselves, about
+QUERY_HOLDERS = ("--query-compute-apps=pid,process_name,used_memory", "--format=csv,noheader,nounits")
 BF16_INSTRUCTIONS = {
     "avx512_bf16": "AVX-512-BF16",
     "amx_bf16": "AMX",
@@ -72,14 +77,58 @@ def gpu() -> dict[str, Any] | None:
     return None
 
 
+def device_name(device: torch.device) -> str:
+    """What torch computes on, by its maker's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+
+
+@cache
+def cuda_error() -> str | None:
+    """What torch says when it can't begin to use CUDA; None if it can, or is built without."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they say what is told here in a sentence
+        if torch.cuda.is_available():
+            return None
+        try:
+            torch.cuda.init()
+        except (RuntimeError, AssertionError) as error:
+            return str(error)
+    return "No CUDA GPUs are available"
+
+
 @cache
 def gpu_trouble() -> str | None:
     """Why CUDA can't compute although a GPU is there (torch built for other GPUs, say); None if it can."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of GPUs that it has no code for
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    if why := judge.unsupported(name, capability, torch.cuda.get_arch_list()):
+        return why
     try:
         torch.zeros(1, device="cuda").add_(1).item()
     except RuntimeError as error:
         return str(error).splitlines()[0]
     return None
+
+
+def gpu_occupancy() -> judge.Occupancy:
+    """Whose the memory of the CUDA GPU is. Starts CUDA in this process, which takes some memory itself."""
+    free, total = torch.cuda.mem_get_info()
+    ours = torch.cuda.memory_reserved() + CUDA_CONTEXT_BYTES
+    return judge.Occupancy(torch.cuda.get_device_name(), total, free, ours, _holders())
+
+
+def _holders() -> tuple[judge.Holder, ...]:
+    """The processes on the GPU, as nvidia-smi tells them; none if it can't."""
+    uuid = torch.cuda.get_device_properties(0).uuid
+    command = ["nvidia-smi", f"--id=GPU-{uuid}", *QUERY_HOLDERS]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return judge.holders_from(told, os.getpid())
 
 
 @cache

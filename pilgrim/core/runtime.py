@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from pilgrim.core import machine
+from pilgrim.core import gpu, machine, peaks
 from pilgrim.core.config import Settings
 from pilgrim.core.errors import SettingsError
 
@@ -99,7 +99,7 @@ def _device(asked: str, notes: list[str]) -> torch.device:
         why = find_trouble()
         if why is None:
             return torch.device(name)
-        if name == "cuda" and torch.cuda.is_available():
+        if name == "cuda" and (torch.cuda.is_available() or shutil.which("nvidia-smi")):  # there is a GPU
             notes.append(f"The GPU is not used: {why}. A CPU is tens of times slower.")
     return torch.device("cpu")
 
@@ -107,8 +107,8 @@ def _device(asked: str, notes: list[str]) -> torch.device:
 def _cuda_trouble() -> str | None:
     if torch.version.cuda is None and torch.version.hip is None:
         return "this torch is built without CUDA"
-    if not torch.cuda.is_available():
-        return "torch finds no CUDA GPU or no driver for it"
+    if said := machine.cuda_error():
+        return gpu.driver_trouble(said, torch.version.cuda or f"ROCm {torch.version.hip}")
     return machine.gpu_trouble()
 
 
@@ -133,9 +133,11 @@ def _dtype(asked: str, device: torch.device, notes: list[str]) -> torch.dtype:
 
 def _bf16(device: torch.device) -> tuple[bool, str]:
     """Whether bf16 is fast and safe there, and if not, why."""
+    if device.type == "cuda" and torch.version.hip is None:
+        why = gpu.no_bf16(torch.cuda.get_device_name(), torch.cuda.get_device_capability())
+        return why is None, why or ""
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        return fast, "this GPU is older than compute capability 8.0 and has no bf16"
+        return torch.cuda.is_bf16_supported(including_emulation=False), "this GPU has no bf16"
     if device.type == "mps":
         return False, 'bf16 training on an Apple GPU has not been verified (runtime.dtype = "bf16" tries it)'
     return bool(machine.bf16_instructions()), "this processor has neither AVX-512-BF16 nor AMX"
@@ -157,7 +159,8 @@ def _compile(asked: str, device: torch.device, notes: list[str]) -> bool:
     if why := _compile_trouble(device):
         if asked == "on":
             raise SettingsError(f'runtime.compile = "on": {why}; mend that, or write "auto"')
-        notes.append(f"torch.compile is off, as {why}; {COMPILE_GAIN}.")
+        cost = COMPILE_GAIN if device.type == "cpu" else "training takes longer and more memory without it"
+        notes.append(f"torch.compile is off, as {why}; {cost}.")
         return False
     if device.type == "cpu" and (compiler := machine.cpp_compiler()):
         os.environ["CXX"] = compiler  # torch itself would take g++ or a broken $CXX, and not look further
@@ -165,14 +168,21 @@ def _compile(asked: str, device: torch.device, notes: list[str]) -> bool:
 
 
 def _compile_trouble(device: torch.device) -> str | None:
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if machine.cpp_compiler() is None:
-        return f"no working C++ compiler is found ({_install_compiler()})"
-    if device.type == "cpu" and " " in torch.__file__:
+    has_triton = importlib.util.find_spec("triton") is not None
+    return compile_trouble(device.type, has_triton, machine.cpp_compiler() is not None, torch.__file__)
+
+
+def compile_trouble(device: str, has_triton: bool, has_compiler: bool, torch_file: str) -> str | None:
+    """What keeps torch.compile from working: a clause with the cure, or None."""
+    if device == "cuda" and not has_triton:
         return (
-            f"torch lies in a path with a space ({torch.__file__}), which it does not quote for the compiler"
+            "triton is not installed, in which torch.compile writes code for GPUs "
+            "(pip install triton; PyTorch's builds with CUDA for Linux bring it along)"
         )
+    if not has_compiler:
+        return f"no working C++ compiler is found ({_install_compiler()})"
+    if device == "cpu" and " " in torch_file:
+        return f"torch lies in a path with a space ({torch_file}), which it does not quote for the compiler"
     return None
 
 
@@ -210,6 +220,7 @@ def facts() -> list[Fact]:
         Fact("device", runtime.device.type),
         _dtype_fact(runtime),
         _compile_fact(runtime),
+        *_speed_facts(runtime),
     ]
 
 
@@ -256,13 +267,15 @@ def _gpu_fact() -> Fact:
     if found is None:
         if shutil.which("nvidia-smi"):
             advice = "torch can't use it: install a torch built for CUDA and a recent NVIDIA driver"
-            return Fact("gpu", f"an NVIDIA driver is here, but {_cuda_trouble()}", "slow", advice)
+            return Fact("gpu", f"NVIDIA's tools are here, but {_cuda_trouble()}", "slow", advice)
         return Fact("gpu", "none", "slow", "a pocket model needs none; larger recipes do")
     if "capability" not in found:
         return Fact("gpu", found["name"])
     value = f"{found['name']}, {found['memory_bytes'] / GB:.0f} GB, capability {found['capability']}"
     if why := machine.gpu_trouble():
-        return Fact("gpu", value, "bad", f"torch can't compute on it ({why}); install a torch built for it")
+        return Fact("gpu", value, "bad", f"torch can't compute on it: {why}")
+    if why := gpu.crowded(machine.gpu_occupancy()):
+        return Fact("gpu", value, "slow", why)
     return Fact("gpu", value)
 
 
@@ -285,3 +298,24 @@ def _compile_fact(runtime: Runtime) -> Fact:
         return Fact("compile", "on")
     why = _compile_trouble(runtime.device) or 'not verified on macOS; runtime.compile = "on" tries it'
     return Fact("compile", "off", "slow", why)
+
+
+def _speed_facts(runtime: Runtime) -> list[Fact]:
+    """What the machine does at best, and what its maker promises (peaks.py)."""
+    found = peaks.measured(runtime.device, runtime.dtype)
+    form = peaks.DTYPE_NAMES[runtime.dtype]
+    value = (
+        f"{found.matmul_flops / 1e12:.3g} TFLOP/s in {form}, copies {found.copy_bytes_per_s / GB:.3g} GB/s "
+        "(measured now)"
+    )
+    return [Fact("speed", value), Fact("promised", _promise(runtime, form))]
+
+
+def _promise(runtime: Runtime, form: str) -> str:
+    spec = peaks.spec_of(machine.device_name(runtime.device))
+    if spec is None:
+        return "not in our table (docs/hardware.md)"
+    memory = f"{spec.bytes_per_s / GB:,.0f} GB/s"
+    if (promised := spec.peak(runtime.dtype)) is None:
+        return f"no figure for {form}; {memory} ({spec.source})"
+    return f"{promised / 1e12:,.1f} TFLOP/s in {form}, {memory} ({spec.source})"

@@ -104,7 +104,9 @@ def headline(stages: Sequence[Stage], result: Row) -> list[tuple[str, str, str]]
     ]
     total_s = total_seconds(stages)
     time_from = "" if total_s is None else "all stages" if all_done(stages) else "so far"
-    speed = next(stage.summary.get("tokens_per_s") for stage in stages if stage.name == "pretrain")
+    pretrained = next(stage.summary for stage in stages if stage.name == "pretrain")
+    speed, promised = pretrained.get("tokens_per_s"), pretrained.get("mfu_spec")
+    of_promised = f"; {percent(promised)} of what its maker promises" if is_number(promised) else ""
     cards = [
         ("Bits per byte", number(bpb, 3), bpb_from),
         ("Parameters", compact(parameters[-1] if parameters else None), ""),
@@ -112,6 +114,9 @@ def headline(stages: Sequence[Stage], result: Row) -> list[tuple[str, str, str]]
         ("Tokens trained on", compact(sum(tokens.values()) if tokens else None), ", ".join(tokens)),
         ("Tokens a second", number(speed), "in pretrain" if is_number(speed) else ""),
     ]
+    if is_number(share := pretrained.get("mfu")):
+        peak = f"in pretrain, of the machine's fastest matrix product{of_promised}"
+        cards.append(("Share of the peak (MFU)", percent(share), peak))
     behaviour = mapping(result.get("behaviour"))
     for key, (label, _) in BEHAVIOURS.items():
         measured = mapping(behaviour.get(key))
@@ -157,6 +162,7 @@ def _arrival(summary: Row) -> list[str]:
         number(summary.get("bpb"), 4),
         duration(summary.get("train_s")),
         number(summary.get("tokens_per_s")),
+        percent(summary.get("mfu")),
     ]
 
 

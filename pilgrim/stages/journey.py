@@ -24,7 +24,8 @@ from pilgrim.core.files import explained, read_json, sha256_file, write_atomic, 
 from pilgrim.core.runlog import write_provenance
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.sources import find
-from pilgrim.stages.recipe import Recipe, load_recipe
+from pilgrim.stages import fit
+from pilgrim.stages.recipe import TRAINED, Recipe, load_recipe
 
 STAGES = {
     "tokenizer": "learn a vocabulary from the text",
@@ -71,17 +72,22 @@ def run_journey(
 
     recipe = load_recipe(recipe_file, overrides)
     stages = chosen(recipe, only, until)
+    if not begun(runs / recipe.name):
+        _data_files(recipe)  # what is missing is told before anything else is done
     runtime = machine.start(recipe.runtime, recipe.seed)
     journey = Journey(recipe, runs / recipe.name, runtime, console or Console())
+    notes = list(runtime.notes)
+    if any(stage in TRAINED and not _done(journey.folder, stage) for stage in stages):
+        notes += fit.check(recipe, runtime)
     with only_writer(journey.folder):
         if begun(journey.folder):
             refuse_changes(journey.folder, recipe, accept_changes)
         else:
-            hashes = _data_hashes(recipe)  # files that are missing stop here, before anything is written
+            hashes = {name: sha256_file(file) for name, file in _data_files(recipe).items()}
             write_provenance(journey.folder, command=sys.argv, seed=recipe.seed, data_hashes=hashes)
         _tidy(journey.folder)
         write_atomic(journey.folder / "recipe.toml", dump_toml(recipe))
-        for note in runtime.notes:
+        for note in notes:
             journey.console.say(note)
         for stage in stages:
             run_stage(journey, stage, again=stage == only)
@@ -106,10 +112,10 @@ def chosen(recipe: Recipe, only: str | None, until: str | None) -> list[str]:
 
 def run_stage(journey: Journey, stage: str, again: bool = False) -> None:
     """Run one stage unless it is done, and note that it is. `again` evaluates a second time when asked."""
-    done = journey.stage_folder(stage) / "DONE.json"
-    if done.exists() and not (again and stage == "evaluate"):
+    if _done(journey.folder, stage) and not (again and stage == "evaluate"):
         journey.console.say(f"{stage}: done before")
         return
+    done = journey.stage_folder(stage) / "DONE.json"
     journey.console.stage(stage, STAGES[stage])
     began = time.perf_counter()
     work: Callable[[Journey], dict[str, Any]] = import_module(f"pilgrim.stages.{stage}").run
@@ -117,6 +123,10 @@ def run_stage(journey: Journey, stage: str, again: bool = False) -> None:
     # A stage that goes on where it was stopped counts for itself, with the time before it was stopped.
     elapsed_s = summary.pop("elapsed_s", time.perf_counter() - began)
     write_json_atomic(done, {"stage": stage, "elapsed_s": elapsed_s, "summary": summary})
+
+
+def _done(run: Path, stage: str) -> bool:
+    return (run / stage / "DONE.json").exists()
 
 
 def finished(journey: Journey, stage: str) -> dict[str, Any]:
@@ -191,7 +201,8 @@ def _tidy(folder: Path) -> None:
             left.unlink()
 
 
-def _data_hashes(recipe: Recipe) -> dict[str, str]:
+def _data_files(recipe: Recipe) -> dict[str, Path]:
+    """The files that the recipe reads, by their names in it. Raises DataError for one that is missing."""
     data = recipe.data
     conversations = (*data.conversations, *data.conversations_val) if recipe.midtrain or recipe.sft else ()
-    return {name: sha256_file(find(name)) for name in (*data.train, *data.val, *conversations)}
+    return {name: find(name) for name in (*data.train, *data.val, *conversations)}

@@ -16,6 +16,7 @@ from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers
 from pilgrim.stages.journey import Journey, finished, refuse_older
 from pilgrim.stages.shards import run_tokenizer, token_set
+from pilgrim.stages.speed import shares_of_peak
 from pilgrim.text.chat import Message, render_prompt
 from pilgrim.text.tokenizer import Tokenizer
 from pilgrim.train.loop import Loop, Parts, TrainSettings, load_weights
@@ -77,6 +78,7 @@ def train_stage(
         folder,
         log,
         journey.console,
+        shares_of_peak(journey.folder, model.config, runtime),
     )
     state = Loop(parts).run()
     log.event("done", step=state.step)
@@ -88,6 +90,7 @@ def train_stage(
         "elapsed_s": state.elapsed_s,
         "train_s": state.train_s,
         "tokens_per_s": state.tokens / state.train_s,
+        **parts.shares(state.tokens / state.train_s),
         "parameters": parameters(model.config).total,
         "train_loss": last["loss"],
         **{k: v for k, v in final.items() if k != "step"},

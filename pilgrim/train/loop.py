@@ -90,6 +90,7 @@ class Parts:
     folder: Path
     log: RunLog
     console: Console
+    shares: Callable[[float], dict[str, float]] = lambda tokens_per_s: {}  # of the machine's peak
 
 
 @dataclass
@@ -191,9 +192,10 @@ class Loop:
         elapsed_s = time.perf_counter() - window.began_s
         state.train_s += elapsed_s
         speed = window.tokens / elapsed_s
-        parts.log.timing(state.step, elapsed_s=state.train_s, tokens_per_s=speed)
+        shares = parts.shares(speed)
+        parts.log.timing(state.step, elapsed_s=state.train_s, tokens_per_s=speed, **shares)
         self.window = Window()
-        return {"loss": loss, "tokens_per_s": speed}
+        return {"loss": loss, "tokens_per_s": speed, **shares}
 
     def _diverged(self, step: int, updates: int, **measured: float) -> None:
         """Stop: at `step` it was found that the weights after `updates` updates give no finite loss.

@@ -41,6 +41,13 @@ def test_without_a_terminal_there_are_plain_lines() -> None:
     assert last == "   300/300 steps  loss 1.931 bpb 1.0234 9,712 tok/s grad 0.1235  0:00"
 
 
+def test_shares_of_the_peak_are_told_as_percent() -> None:
+    out = io.StringIO()
+    with Console(file=out).progress(2, "steps") as progress:
+        progress.advance(2, tokens_per_s=98765.4, mfu=0.612, mfu_spec=0.4949)
+    assert out.getvalue().strip() == "2/2 steps  98,765 tok/s 61% MFU (49% of spec)  0:00"
+
+
 def test_plain_lines_come_no_faster_than_one_can_read(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 0.0
     monkeypatch.setattr("pilgrim.core.console.time.monotonic", lambda: now_s)

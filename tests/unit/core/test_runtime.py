@@ -111,7 +111,7 @@ def test_what_is_slow_comes_with_advice() -> None:
 def test_the_doctor_tells_all_there_is_to_know() -> None:
     names = {fact.name for fact in facts()}
     assert names >= {"python", "torch", "processor", "instructions", "memory", "disk", "gpu", "compiler"}
-    assert names >= {"device", "dtype", "compile"}
+    assert names >= {"device", "dtype", "compile", "speed", "promised"}
 
 
 @pytest.mark.parametrize("works", [True, False])

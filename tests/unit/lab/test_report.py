@@ -106,6 +106,8 @@ def run(tmp_path: Path) -> Path:
             bpb=1.5,
             train_s=elapsed_s - 1,
             tokens_per_s=9352.2,
+            mfu=0.613,
+            mfu_spec=0.5,
             parameters=4_327_936,
         )
     finish(folder / "evaluate", 5.0)
@@ -143,6 +145,8 @@ def test_shows_what_the_run_reached(run: Path) -> None:
         "1 min 40 s",
         "98.5%",
         "9,352",
+        "61.3%",
+        "50% of what its maker promises",
         "An abacus, 2 cores",
         "16.0 GiB",
     ):
