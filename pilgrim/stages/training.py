@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +25,20 @@ from pilgrim.train.step import compiled_token_losses
 from pilgrim.train.validation import validate
 
 
-def train_stage(
-    journey: Journey,
-    stage: str,
-    settings: TrainSettings,
-    rows: Callable[[Callable[[str], PackedRows]], Rows],
-    begin: Callable[[Transformer], None],
-    chat: bool,
-) -> dict[str, Any]:
-    """Train one stage and return its summary.
+@dataclass(frozen=True)
+class Plan:
+    """How one trained stage differs from the others."""
 
-    `rows` gets a function from a token set's name to its packed rows, and makes the stage's rows of it.
-    `begin` fills in the weights that the stage begins with.
-    `chat` says that the stage teaches conversations: they are validated and sampled too.
-    """
-    recipe, runtime = journey.recipe, journey.runtime
+    stage: str
+    settings: TrainSettings
+    rows: Callable[[Callable[[str], PackedRows]], Rows]  # from (a token set's name -> its packed rows)
+    begin: Callable[[Transformer], None]  # fills in the weights that the stage begins with
+    chat: bool  # it teaches conversations: they are validated and sampled too
+
+
+def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None]) -> Parts:
+    """Everything that the loop needs. Nothing is written yet. `begin` is the plan's, or another one."""
+    recipe, runtime, settings = journey.recipe, journey.runtime, plan.settings
     tokenizer, _ = run_tokenizer(journey)
     model = Transformer(recipe.model.config(tokenizer.vocab_size)).to(runtime.device)
     begin(model)
@@ -50,10 +50,12 @@ def train_stage(
         assert settings.micro_rows is not None
         return one_pass(tokens, recipe.model.context, tokenizer.eot_id, settings.micro_rows)
 
-    folder = journey.stage_folder(stage)
+    folder = journey.folder / plan.stage
     log = RunLog(folder, journey.console)
     losses = compiled_token_losses(runtime)
-    held_out = {"": token_set(journey, "val")} | ({"chat_": token_set(journey, "chat_val")} if chat else {})
+    held_out = {"": token_set(journey, "val")}
+    if plan.chat:
+        held_out["chat_"] = token_set(journey, "chat_val")
     token_bytes = tokenizer.token_bytes()
 
     def evaluate(step: int) -> dict[str, float]:
@@ -62,15 +64,15 @@ def train_stage(
             v = validate(model, once(tokens), token_bytes, losses, runtime)
             measures |= {f"{prefix}bpb": v.bpb, f"{prefix}loss": v.loss}
         if all(map(math.isfinite, measures.values())):  # else the weights are spoiled, and the loop stops
-            _sample(journey, model, tokenizer, log, folder, step, chat)
+            _sample(journey, model, tokenizer, log, folder, step, plan.chat)
         return measures
 
     optimizers = Optimizers(model, recipe.optim, runtime.dtype, runtime.compile)
-    parts = Parts(
+    return Parts(
         model,
         optimizers,
         recipe.optim,
-        rows(packed),
+        plan.rows(packed),
         losses,
         evaluate,
         runtime,
@@ -78,10 +80,16 @@ def train_stage(
         folder,
         log,
         journey.console,
-        shares_of_peak(journey.folder, model.config, runtime),
     )
+
+
+def train_stage(journey: Journey, plan: Plan) -> dict[str, Any]:
+    """Train one stage and return its summary."""
+    parts = assemble(journey, plan, plan.begin)
+    folder = journey.stage_folder(plan.stage)
+    parts = replace(parts, shares=shares_of_peak(journey.folder, parts.model.config, journey.runtime))
     state = Loop(parts).run()
-    log.event("done", step=state.step)
+    parts.log.event("done", step=state.step)
     last = read_rows(folder / "metrics.jsonl")[-1]
     final = read_rows(folder / "evals.jsonl")[-1]
     return {
@@ -91,17 +99,17 @@ def train_stage(
         "train_s": state.train_s,
         "tokens_per_s": state.tokens / state.train_s,
         **parts.shares(state.tokens / state.train_s),
-        "parameters": parameters(model.config).total,
+        "parameters": parameters(parts.model.config).total,
         "train_loss": last["loss"],
         **{k: v for k, v in final.items() if k != "step"},
     }
 
 
 def weights_of(journey: Journey, stage: str) -> Callable[[Transformer], None]:
-    """A `begin` for `train_stage`: the weights that an earlier stage ended with."""
-    finished(journey, stage)
+    """A plan's `begin`: the weights that an earlier stage ended with."""
 
     def begin(model: Transformer) -> None:
+        finished(journey, stage)
         place = journey.folder / stage
         before = load_model(place, refuse_older(journey, stage))
         load_weights(model, before.weights(), before.config.model_dump(), place)

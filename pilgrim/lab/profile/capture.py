@@ -16,16 +16,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from pilgrim.core.files import explained
+from pilgrim.core.peaks import synchronize
 from pilgrim.lab.profile import eager
 from pilgrim.lab.profile.compilation import CompileLog, listening, without_compiling
 from pilgrim.lab.profile.findings import Layer
-from pilgrim.lab.profile.steps import Held, Load, Work, synchronize
+from pilgrim.lab.profile.steps import Held, Load, Work
 
 TRACE = "trace.json.gz"
 SNAPSHOT = "memory_snapshot.pickle"
@@ -86,14 +88,14 @@ def timed(work: Work, device: torch.device, steps: int) -> list[float]:
                 work.step()
                 mark.record()
             work.finish()
-            return [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+            return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
         clock = [time.perf_counter()]
         for step in range(steps):
             work.step()
             if step == steps - 1:
                 work.finish()
             clock.append(time.perf_counter())
-        return [b - a for a, b in zip(clock, clock[1:], strict=False)]
+        return [b - a for a, b in pairwise(clock)]
 
 
 def _timed_once(work: Work, device: torch.device) -> float:

@@ -8,7 +8,7 @@ tighter of the two says what an operation is bound by: its *roofline* (Williams,
 A trace has the shapes of inputs only, so each family of operations has its rule for the output.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -31,6 +31,11 @@ ITEM_BYTES = {
     "unsigned char": 1,
     "signed char": 1,
 }
+# What looks things up touches only a part of its inputs, and which part is not in the trace.
+LOOK_UPS = frozenset(
+    "index index_put_ _index_put_impl_ gather scatter_ scatter_add scatter_add_ searchsorted topk sort "
+    "embedding_dense_backward nll_loss_backward".split()
+)
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "_scaled_mm", "_grouped_mm", "mv", "dot", "addmv")
 ATTENTION = ("attention", "flash", "fmha")  # fused: two products forward, five backward
 # What these read or write beside their inputs, in the size of the largest input. Other operations write an
@@ -85,6 +90,12 @@ def bytes_moved(op: Op | None) -> float | None:
     if not sizes:
         return 0.0
     kind = _kind(op.name)
+    if kind in LOOK_UPS:
+        return None
+    if kind in ("embedding", "index_select"):  # one row for each index, read and written
+        table, *rest = tensors_of(op)
+        rows = prod(rest[-1][0]) if rest else 1
+        return 2.0 * rows * prod(table[0][1:]) * ITEM_BYTES.get(table[1], 4)
     if op.name.startswith("triton_"):
         return float(sum(sizes))  # its outputs are among its arguments
     if kind in PRODUCTS:
@@ -144,7 +155,5 @@ def _attention_flops(kind: str, tensors: list[Any]) -> float | None:
         return None  # documents of their own length: shapes don't tell which queries meet which keys
     backward = "backward" in kind
     q, k = (four[1], four[2]) if backward else (four[0], four[1])  # backward has the gradient first
-    heads_first: Callable[[Dims], tuple[int, int]] = lambda dims: (dims[1], dims[2])  # noqa: E731
-    (heads, queries), (_, keys) = heads_first(q), heads_first(k)
-    scores = 2.0 * q[0] * heads * queries * keys * q[3]
+    scores = 2.0 * prod(q) * k[2]
     return scores * (5 if backward else 2)

@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from pilgrim.lab.profile.trace import Op, read_events
 from pilgrim.model.transformer import Block
 
 LAYER = "pilgrim.layer."
-REST = "head, loss, and what is between layers"
+REST = {True: "head, loss, and between the layers", False: "between the layers"}  # by whether it trains
 
 Sources = Mapping[tuple[str, tuple[Any, ...]], str]
 
@@ -65,7 +66,8 @@ def layers_of(events: list[dict[str, Any]]) -> tuple[Layer, ...]:
             whole[name.removeprefix("pilgrim.")] += took
     found = [Layer(n, s, seconds["backward"].get(n)) for n, s in seconds["forward"].items()]
     rest = {way: max(0.0, whole[way] - sum(seconds[way].values())) for way in seconds}
-    return (*found, Layer(REST, rest["forward"], rest["backward"] if whole["backward"] else None))
+    trains = whole["backward"] > 0
+    return (*found, Layer(REST[trains], rest["forward"], rest["backward"] if trains else None))
 
 
 def parts_of(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -124,18 +126,26 @@ def sources(step: Callable[[], None]) -> Sources:
 
 
 def source_of(sources: Sources, op: Op) -> str | None:
-    """The line behind an operation of a trace: by name and shapes, else by name if that is unmistakable."""
-    if found := sources.get((op.name, shapes(op.dims))):
-        return found
-    named = {line for (name, _), line in sources.items() if name == op.name}
-    return named.pop() if len(named) == 1 else None
+    """The line behind an operation of a trace, found by name and shapes: its own, or those of its callers (stack
+    calls cat); else by the name alone, if only one line asks for such."""
+    calls = [op]
+    while (caller := calls[-1].caller) is not None:
+        calls.append(caller)
+    for call in calls:
+        if found := sources.get((call.name, shapes(call.dims))):
+            return found
+    for call in calls:
+        named = {line for (name, _), line in sources.items() if name == call.name}
+        if len(named) == 1:
+            return named.pop()
+    return None
 
 
 class Watcher(TorchDispatchMode):
     """Notes where each operation was asked for."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.lines: dict[tuple[str, tuple[Any, ...]], Counter[str]] = defaultdict(Counter)
 
     def __torch_dispatch__(
@@ -167,11 +177,12 @@ def asked_here() -> str | None:
     """The innermost line of ours on the stack, or on that of the forward operation behind this one."""
     node = torch._C._current_autograd_node()
     if node is not None:
-        return our_line("".join(node.metadata.get("traceback_", [])))
-    frame = sys._getframe(1)
+        kept: dict[str, list[str]] = node.metadata  # type: ignore[assignment]
+        return our_line("".join(kept.get("traceback_", [])))
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
         if "/pilgrim/" in name and "/lab/profile/" not in name:
             return our_line(f'File "{name}", line {frame.f_lineno}, in {frame.f_code.co_name}')
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return None

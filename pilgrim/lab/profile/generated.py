@@ -13,12 +13,15 @@ comes from. Both come through torch's structured log, the one that the tool tlpa
 code was found in the cache (compilation.py listens to it).
 """
 
+import ast
 import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
+from pathlib import Path
 
 from pilgrim.lab.profile.trace import Task, Trace
 
@@ -60,6 +63,7 @@ class Graph:
     """The program of one compiled graph."""
 
     direction: str  # "forward", "backward" or "inference"
+    number: str | None  # "graph_3": what its kernels' names begin with in a CPU's trace
     calls: tuple[Call, ...]
 
     @property
@@ -89,7 +93,8 @@ def read_graph(code: str) -> Graph:
             moved = None if name.startswith("extern_kernels.") else _bytes(called[2], sizes)
             calls.append(Call(name, moved, handle))  # the handle stands for the source until that is known
             handle = None
-    return Graph(direction[1] if direction else "inference", tuple(calls))
+    number = re.search(r'"(graph_\d+)_cpp_fused', code)
+    return Graph(direction[1] if direction else "inference", number and number[1], tuple(calls))
 
 
 def with_sources(graph: Graph, stacks: dict[str, list[str]]) -> Graph:
@@ -114,16 +119,31 @@ def source_of(stacks: list[str]) -> str | None:
 
 
 def our_line(stack: str) -> str | None:
-    """The innermost frame of a traceback's text that is in this package, else the innermost of all."""
+    """The innermost frame of a traceback's text that is in this package, else the innermost outside torch:
+    "pilgrim/model/layers.py:28 in Linear.forward"."""
     frames = FRAME.findall(stack)
-    ours = [frame for frame in frames if "/pilgrim/" in frame[0]] or [
-        f for f in frames if "/torch/" not in f[0]
-    ]
+    ours = [f for f in frames if "/pilgrim/" in f[0]] or [f for f in frames if "/torch/" not in f[0]]
     if not ours:
         return None
     file, line, function = ours[-1]
     _, package, below = file.rpartition("/pilgrim/")
-    return f"{'pilgrim/' if package else ''}{below}:{line} in {function}"
+    return f"{'pilgrim/' if package else ''}{below}:{line} in {_class_at(file, int(line))}{function}"
+
+
+def _class_at(file: str, line: int) -> str:
+    """ "Linear." if the line is in that class: a traceback names functions only, and many are `forward`."""
+    around = [name for name, begin, end in _classes(file) if begin <= line <= end]
+    return f"{around[-1]}." if around else ""
+
+
+@cache
+def _classes(file: str) -> list[tuple[str, int, int]]:
+    try:
+        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    except (OSError, SyntaxError):  # a function that was typed in, or generated
+        return []
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    return [(node.name, node.lineno, node.end_lineno or node.lineno) for node in classes]
 
 
 def _program(code: str) -> list[str]:
@@ -173,7 +193,9 @@ def calls_of(trace: Trace, graphs: Sequence[Graph]) -> dict[Task, Call]:
     for tasks in by_call.values():
         names = [program_name(task) for task in tasks]
         own = {name for name in names if not name.startswith("extern_kernels.")}
-        graph = next((g for g in _preferred(graphs, tasks[0].phase) if own and own == g.own), None)
+        number = next((m[1] for t in tasks if (m := re.match(r"(graph_\d+)_", t.name))), None)
+        same_number = [g for g in _preferred(graphs, tasks[0].phase) if number is None or g.number == number]
+        graph = next((g for g in same_number if own and own == g.own), None)
         for name, task in zip(names, tasks, strict=True) if graph else ():
             same = [call for call in graph.calls if call.name == name]  # type: ignore[union-attr]
             nth = sum(n == name for n in names[: tasks.index(task)])

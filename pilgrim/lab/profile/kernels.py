@@ -14,7 +14,7 @@ from functools import cache
 import torch
 
 from pilgrim.lab.profile import eager
-from pilgrim.lab.profile.costs import tensors_of
+from pilgrim.lab.profile.costs import PRODUCTS, tensors_of
 from pilgrim.lab.profile.findings import Kernel
 from pilgrim.lab.profile.generated import Call
 from pilgrim.lab.profile.trace import Task
@@ -73,7 +73,7 @@ def source(task: Task, calls: Mapping[Task, Call], sources: eager.Sources) -> st
 def title(p: Priced) -> str:
     """The kernel's name, without the graph's number; a product with its shapes, as speed depends on them."""
     name = re.sub(r"^graph_\d+_", "", p.task.name)
-    if p.product and p.task.op:
+    if p.product and p.task.op and p.task.op.name.rpartition("::")[2] in PRODUCTS:
         factors = [dims for dims, _ in tensors_of(p.task.op)][:2]
         return f"{name} {' · '.join('×'.join(map(str, dims)) for dims in factors)}"
     return name
@@ -93,10 +93,17 @@ def meaning(p: Priced, source: str | None) -> str:
         what = (
             f"one loop, written by the compiler, for: {', '.join(parts)}" if parts else what or "other work"
         )
-    function = source.partition(" and ")[0].rpartition(" in ")[2] if source else None
-    file = source.partition(":")[0] if source else ""
-    purpose = PURPOSES.get((file, function or "")) or PURPOSES.get((file, ""))
-    return f"{what}; {purpose}" if purpose else what
+    purpose = purpose_of(source) if source else None
+    return f"{what}. {purpose}" if purpose else what
+
+
+def purpose_of(source: str) -> str | None:
+    """What the line's function, else its class, else its file is for."""
+    file, function = source.partition(":")[0], source.partition(" and ")[0].rpartition(" in ")[2]
+    return next(
+        (words for key in (function, function.partition(".")[0], "") if (words := PURPOSES.get((file, key)))),
+        None,
+    )
 
 
 def fused_parts(name: str) -> list[str]:
@@ -196,24 +203,29 @@ NAMES = (
     (r"index_put", "writes into the cache of keys and values"),
     (r"reduce|::(sum|mean|amax|max|argmax|all|any)\b", "reduces many numbers to few"),
     (r"silu|gelu", "the MLP's gate"),
+    (r"rand|uniform|normal_", "draws random numbers"),
+    (r"flip|roll", "turns numbers around"),
+    (r"::index|gather|scatter", "looks up, or writes to looked-up places"),
     (r"exp|log|pow|sqrt|sin|cos|elementwise|vectorized|::(add|mul|div|sub|neg|lerp)", "number by number"),
 )
 
 # What a function of ours is for; "" stands for all of a file.
 PURPOSES = {
-    ("pilgrim/model/layers.py", "rotate"): "turns queries and keys by their position (RoPE)",
-    ("pilgrim/model/layers.py", "rotary_angles"): "the angles of positions (RoPE)",
-    ("pilgrim/model/layers.py", "joint_linear"): "the MLP's first two maps, as one",
-    ("pilgrim/model/layers.py", ""): "a part of the layers: linear maps, norms, the MLP",
-    ("pilgrim/model/attention.py", ""): "attention",
-    ("pilgrim/model/transformer.py", ""): "embedding, and adding up the residual stream",
-    ("pilgrim/train/losses.py", ""): "the loss: scores of all words, softmax, and their gradients",
-    ("pilgrim/train/step.py", ""): "the step: adding up gradients, and their norm",
+    ("pilgrim/model/layers.py", "rotate"): "Turns queries and keys by their position (RoPE)",
+    ("pilgrim/model/layers.py", "rotary_angles"): "The angles of positions (RoPE)",
+    ("pilgrim/model/layers.py", "joint_linear"): "The MLP's first two maps, as one",
+    ("pilgrim/model/layers.py", "Linear"): "A linear map of the layers, or casting its weights",
+    ("pilgrim/model/layers.py", "RMSNorm"): "A norm",
+    ("pilgrim/model/layers.py", "MLP"): "The MLP",
+    ("pilgrim/model/attention.py", ""): "Attention",
+    ("pilgrim/model/transformer.py", ""): "Embedding, and adding up the residual stream",
+    ("pilgrim/train/losses.py", ""): "The loss: scores of all words, softmax, and their gradients",
+    ("pilgrim/train/step.py", ""): "The step: adding up gradients, and their norm",
     ("pilgrim/optim/muon.py", "orthogonalize"): "Muon: makes a matrix's directions equally strong",
     ("pilgrim/optim/muon.py", ""): "Muon's update of the matrices",
     ("pilgrim/optim/adamw.py", ""): "AdamW's update of embedding, head and norms",
-    ("pilgrim/infer/cache.py", ""): "the cache of keys and values",
-    ("pilgrim/infer/sampling.py", ""): "drawing the next token",
-    ("pilgrim/infer/engine.py", ""): "writing a reply",
-    ("pilgrim/data/loader.py", ""): "making a batch",
+    ("pilgrim/infer/cache.py", ""): "The cache of keys and values",
+    ("pilgrim/infer/sampling.py", ""): "Drawing the next token",
+    ("pilgrim/infer/engine.py", ""): "Writing a reply",
+    ("pilgrim/data/loader.py", ""): "Making a batch",
 }

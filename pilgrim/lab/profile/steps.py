@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from pilgrim.core.peaks import synchronize
 from pilgrim.core.runtime import Runtime
-from pilgrim.data.loader import Batch, batches
+from pilgrim.data.loader import batches
 from pilgrim.infer.cache import KVCache
 from pilgrim.infer.engine import Engine, Writer
 from pilgrim.infer.sampling import Sampling
@@ -57,13 +58,6 @@ class Work(Protocol):
     def held(self) -> Held: ...
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
 class TrainingSteps:
     """Steps of a trained stage, made by the loop's own code."""
 
@@ -86,7 +80,11 @@ class TrainingSteps:
         with record_function("pilgrim.data"):
             batch, self._loop.state.position = next(self._batches)
         self._loop.step(batch)
-        return Load(batch.tokens, self._flops(batch), self._gradients)
+        # As for the MFU that training shows: each row is taken for one document (stages/speed.py).
+        config = self._parts.model.config
+        return Load(
+            batch.tokens, float(batch.tokens * flops_needed(config, config.context).training), self._gradients
+        )
 
     def finish(self) -> None:
         with record_function("pilgrim.sync"):
@@ -100,13 +98,6 @@ class TrainingSteps:
     def _look_at_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         parameters = (p for group in optimizer.param_groups for p in group["params"])
         self._gradients |= {p.grad.untyped_storage().data_ptr() for p in parameters if p.grad is not None}
-
-    def _flops(self, batch: Batch) -> float:
-        """By the lengths of the documents in this very batch."""
-        rows = torch.arange(len(batch.documents_bt))[:, None] * (1 + int(batch.documents_bt.max()))
-        lengths = (batch.documents_bt + rows)[batch.documents_bt >= 0].unique(return_counts=True)[1].double()
-        keys = float((lengths * (lengths + 1) / 2).sum() / lengths.sum())  # that a token looks at, on average
-        return float(batch.tokens * flops_needed(self._parts.model.config, round(2 * keys - 1)).training)
 
 
 class GenerationSteps:

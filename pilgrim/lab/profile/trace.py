@@ -61,6 +61,7 @@ class Op:
     types: tuple[str, ...]
     recomputed: bool  # a forward operation that is done in backward
     graph: int | None  # the number of the call of a compiled graph it is in
+    caller: "Op | None" = field(default=None, repr=False)
     children: list["Op"] = field(default_factory=list, repr=False)
 
 
@@ -177,6 +178,7 @@ def _nest(events: list[dict[str, Any]], phases: dict[str, list[Span]]) -> tuple[
             tuple(args.get("Input type", ())),
             (above.recomputed if above else False) or _recomputes(event, phases),
             graph,
+            above,
         )
         (above.children if above else roots).append(op)
         open_calls.append(op)
