@@ -100,6 +100,8 @@ def bytes_moved(op: Op | None) -> float | None:
         return float(sum(sizes))  # its outputs are among its arguments
     if kind in PRODUCTS:
         return float(sum(_product_bytes(kind, op)))
+    if kind == "cat":
+        return 2.0 * sum(sizes)
     return sum(sizes) + WRITES.get(kind, 0.0 if kind.endswith(".out") else 1.0) * max(sizes)
 
 
@@ -156,4 +158,4 @@ def _attention_flops(kind: str, tensors: list[Any]) -> float | None:
     backward = "backward" in kind
     q, k = (four[1], four[2]) if backward else (four[0], four[1])  # backward has the gradient first
     scores = 2.0 * prod(q) * k[2]
-    return scores * (5 if backward else 2)
+    return float(scores * (5 if backward else 2))

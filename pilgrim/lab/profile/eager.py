@@ -15,6 +15,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,8 +32,6 @@ from pilgrim.model.transformer import Block
 
 LAYER = "pilgrim.layer."
 REST = {True: "head, loss, and between the layers", False: "between the layers"}  # by whether it trains
-
-Sources = Mapping[tuple[str, tuple[Any, ...]], str]
 
 
 # Layers --------------------------------------------------------------------------------------------
@@ -116,29 +115,35 @@ def _timed(name: str, module: nn.Module, synchronize: Callable[[], None]) -> Ite
 # Lines ---------------------------------------------------------------------------------------------
 
 
+class Sources:
+    """The line of ours behind each operation."""
+
+    def __init__(self, lines: Mapping[tuple[str, tuple[Any, ...]], Counter[str]]) -> None:
+        """`lines`: how often which line asked for an operation of this name with tensors of these shapes."""
+        self._exact = {key: max(asked, key=lambda line: asked[line]) for key, asked in lines.items()}
+        named: dict[str, set[str]] = defaultdict(set)
+        for (name, _), line in self._exact.items():
+            named[name].add(line)
+        self._unmistakable = {name: found.pop() for name, found in named.items() if len(found) == 1}
+
+    def of(self, op: Op) -> str | None:
+        """The line behind an operation of a trace, by its name and shapes or those of its callers (stack calls
+        cat); else by the name alone, if only one line asks for such."""
+        calls = [op]
+        while (caller := calls[-1].caller) is not None:
+            calls.append(caller)
+        exact = (self._exact.get((call.name, shapes(call.dims))) for call in calls)
+        named = (self._unmistakable.get(call.name) for call in calls)
+        return next(filter(None, (*exact, *named)), None)
+
+
 def sources(step: Callable[[], None]) -> Sources:
-    """The line of ours behind each operation, by its name and the shapes of its tensors."""
+    """Make a step, and watch where its operations are asked for."""
     with warnings.catch_warnings(), Watcher() as watcher:
         warnings.simplefilter("ignore", UserWarning)  # that anomaly mode is slow
         with torch.autograd.set_detect_anomaly(True, check_nan=False):
             step()
-    return {key: max(lines, key=lambda line: lines[line]) for key, lines in watcher.lines.items()}
-
-
-def source_of(sources: Sources, op: Op) -> str | None:
-    """The line behind an operation of a trace, found by name and shapes: its own, or those of its callers (stack
-    calls cat); else by the name alone, if only one line asks for such."""
-    calls = [op]
-    while (caller := calls[-1].caller) is not None:
-        calls.append(caller)
-    for call in calls:
-        if found := sources.get((call.name, shapes(call.dims))):
-            return found
-    for call in calls:
-        named = {line for (name, _), line in sources.items() if name == call.name}
-        if len(named) == 1:
-            return named.pop()
-    return None
+    return Sources(watcher.lines)
 
 
 class Watcher(TorchDispatchMode):
@@ -178,11 +183,14 @@ def asked_here() -> str | None:
     node = torch._C._current_autograd_node()
     if node is not None:
         kept: dict[str, list[str]] = node.metadata  # type: ignore[assignment]
-        return our_line("".join(kept.get("traceback_", [])))
+        return _line_of_stack("".join(kept.get("traceback_", [])))
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
         if "/pilgrim/" in name and "/lab/profile/" not in name:
-            return our_line(f'File "{name}", line {frame.f_lineno}, in {frame.f_code.co_name}')
+            return _line_of_stack(f'File "{name}", line {frame.f_lineno}, in {frame.f_code.co_name}')
         frame = frame.f_back
     return None
+
+
+_line_of_stack = cache(our_line)  # a loop asks from the same place again and again

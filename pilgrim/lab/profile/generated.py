@@ -127,7 +127,8 @@ def our_line(stack: str) -> str | None:
         return None
     file, line, function = ours[-1]
     _, package, below = file.rpartition("/pilgrim/")
-    return f"{'pilgrim/' if package else ''}{below}:{line} in {_class_at(file, int(line))}{function}"
+    shown = package.lstrip("/") + below if package else file.removeprefix(f"{Path.cwd()}/")
+    return f"{shown}:{line} in {_class_at(file, int(line))}{function}"
 
 
 def _class_at(file: str, line: int) -> str:

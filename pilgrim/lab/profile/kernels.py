@@ -67,7 +67,7 @@ def source(task: Task, calls: Mapping[Task, Call], sources: eager.Sources) -> st
     call = calls.get(task)
     if call and call.source:
         return call.source
-    return eager.source_of(sources, task.op) if task.op else None
+    return sources.of(task.op) if task.op else None
 
 
 def title(p: Priced) -> str:

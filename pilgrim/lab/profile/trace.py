@@ -147,7 +147,9 @@ def parse_trace(events: Sequence[dict[str, Any]], place: str = "the trace") -> T
         tuple(_memory(events, bool(device))),
     )
     found = _kernels(trace, device, calls, by_id) if device else _working(trace, roots, int(steps[0]["tid"]))
-    tasks = sorted((t for t in found if window[0] <= t.begin_us < window[1]), key=lambda t: t.begin_us)
+    tasks = sorted(
+        (t for t in found if window[0] <= t.begin_us < t.end_us <= window[1]), key=lambda t: t.begin_us
+    )
     return Trace(**{**trace.__dict__, "tasks": tuple(tasks)})
 
 
@@ -172,7 +174,7 @@ def _nest(events: list[dict[str, Any]], phases: dict[str, list[Span]]) -> tuple[
         op = Op(
             event["name"],
             begin,
-            end,
+            min(end, above.end_us) if above else end,  # rounded, a call can seem to outlast its caller
             event["tid"],
             _tuples(args.get("Input Dims", ())),
             tuple(args.get("Input type", ())),

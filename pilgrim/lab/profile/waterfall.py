@@ -8,10 +8,10 @@ model FLOPs utilization (MFU). By construction all of them sum to the whole step
     data_wait              The device has nothing to do while the host is in "pilgrim.data".
                            CPU: all time in "pilgrim.data", as nothing else can be done meanwhile.
     launch_overhead        The device has nothing to do while the host is at work on forward, backward or the
-                           optimizer: it does not hand out kernels fast enough. And kernels that are too
-                           short for anything but being started.
+                           optimizer: it does not hand out kernels fast enough. And kernels with so
+                           little to do (less than a microsecond's worth) that starting them is all.
                            CPU: time in these phases between operations (Python, torch's dispatcher, memory),
-                           and operations that are too short for anything but being called.
+                           and operations with so little to do that calling them is all.
     idle                   The device has nothing to do for any other reason: the host waits for a result,
                            logs, or works between the phases.
     exposed_communication  Nothing but communication (nccl, gloo) is under way.
@@ -41,7 +41,8 @@ from pilgrim.lab.profile.findings import LOSSES, Loss, Phase
 from pilgrim.lab.profile.intervals import length, minus, overlap, union
 from pilgrim.lab.profile.trace import PHASES, Task, Trace, idle
 
-SHORT_US = {True: 4.0, False: 10.0}  # on a device / on a CPU: a launch or a call that does next to nothing
+NOTHING_US = 1.0  # work that would take less, at the machine's best, is not what a kernel spends its time on
+SHORT_US = {True: 4.0, False: 10.0}  # on a device, on a CPU: the same for kernels whose work is not known
 CAUSES = (  # in a trace, before products are divided
     "data_wait",
     "launch_overhead",
@@ -120,9 +121,8 @@ def _price(
 def _bound(task: Task, product: bool, multiply_us: float, move_us: float, on_device: bool) -> str:
     if task.communication:
         return "unknown"
-    if task.busy_us < SHORT_US[on_device] and (
-        max(multiply_us, move_us) < task.busy_us / 2 or move_us == math.inf
-    ):
+    work_us = max(multiply_us, move_us)
+    if work_us < NOTHING_US or (work_us == math.inf and task.busy_us < SHORT_US[on_device]):
         return "launch"
     if product:
         return "compute" if multiply_us >= move_us else "memory"
