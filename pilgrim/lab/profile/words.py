@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pilgrim.lab.profile.findings import LOSSES, Findings, Fix
 from pilgrim.lab.report_curves import is_number
+from pilgrim.lab.report_text import plain
 
 UNKNOWN = "not known"
 
@@ -60,7 +61,7 @@ class Stair:
 
 def title(name: str) -> str:
     """What a stair or a phase is called."""
-    return NAMES.get(name, name.replace("_", " "))
+    return NAMES.get(name) or plain(name.replace("_", " "))
 
 
 def stairs(findings: Findings) -> list[Stair]:
