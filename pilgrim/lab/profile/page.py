@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from markupsafe import Markup
+
 from pilgrim.core.files import write_atomic
 from pilgrim.lab import report_origin as origin
 from pilgrim.lab.profile import pictures, words
@@ -82,6 +84,7 @@ def render(findings: Findings, folder: Path) -> str:
         "share": words.share,
         "identifier": identifier,
         "find": find,
+        "coded": coded,
     }
     styles, scripts = ["report.css", "profile.css"], ["theme.js", "profile.js"]
     return page("profile.html.jinja", values, styles, scripts, filters)
@@ -105,11 +108,13 @@ def cards(f: Findings) -> list[tuple[str, str, str]]:
 
 def fix(advice: Fix, step_s: float, folder: Path) -> dict[str, Any]:
     """A piece of advice, with the step time that it predicts and a way to its document."""
+    found = words.setting_of(advice)
+    setting = f"{found[0]}={found[1]}" if found else ""
     return {
         "title": plain(advice.title),
         "why": plain(advice.why),
-        "setting": plain(advice.setting),
-        "is_setting": words.setting_of(advice) is not None,
+        "setting": setting,  # what can be copied
+        "rest": plain(advice.setting.removeprefix(setting).lstrip(", ")),
         "gain": advice.gain,
         "after_s": step_s * (1 - advice.gain),
         "docs": plain(advice.docs),
@@ -215,6 +220,12 @@ def kinds(memory: Memory) -> list[dict[str, Any]]:
 def held(memory: Memory) -> int:
     """Bytes that tensors hold at the step's peak."""
     return memory.parameters + memory.gradients + memory.optimizer + memory.activations + memory.other
+
+
+def coded(text: str) -> Markup:
+    """Text with what stands `between backticks` set as code."""
+    pieces = enumerate(text.split("`"))
+    return Markup("").join(Markup("<code>{}</code>").format(p) if n % 2 else p for n, p in pieces)
 
 
 def left_out(f: Findings) -> list[str]:

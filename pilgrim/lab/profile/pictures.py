@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pilgrim.lab.profile.findings import Findings, Memory
-from pilgrim.lab.profile.words import flops, per_second
+from pilgrim.lab.profile.words import flops, per_second, seconds, size
 
 ROOF_HEIGHT = 380  # pixels
 CURVE = 1000.0  # units of the memory curve's own coordinates, both ways
@@ -71,7 +71,9 @@ class Curve:
     area: str
     steady_y: float  # what is held all the time: parameters and the optimizer's state
     peak_x: float  # percent of the width
-    top: float  # bytes at y = 0
+    ticks_y: list[Tick]  # in units of the drawing
+    ticks_x: list[Tick]  # percent of the width
+    peak: float  # bytes
     length_s: float
 
 
@@ -110,7 +112,7 @@ def roofline(findings: Findings, most: int) -> Roofline | None:
         spec_y=y_of(findings.spec_flops) if findings.spec_flops else None,
         dots=[Dot(rank, x_of(x), y_of(y), _radius(share)) for rank, x, y, share in points],
         ticks_x=[Tick(x_of(value), f"{value:,.4g}") for value in x_of.decades()],
-        ticks_y=[Tick(y_of(value), _whole(flops(value))) for value in y_of.decades()],
+        ticks_y=[Tick(y_of(value), short(flops(value))) for value in y_of.decades()],
     )
 
 
@@ -132,7 +134,9 @@ def memory_curve(memory: Memory) -> Curve | None:
         area=f"{line}V{CURVE:g}H0Z",
         steady_y=CURVE * (1 - steady / top),
         peak_x=100 * xs[min(range(len(ys)), key=ys.__getitem__)] / CURVE,
-        top=top,
+        ticks_y=[Tick(CURVE * (1 - value / top), short(size(value))) for value in even(top, _unit(top))],
+        ticks_x=[Tick(100 * value / (end - start), short(seconds(value))) for value in even(end - start)],
+        peak=max(held for _, held in points),
         length_s=end - start,
     )
 
@@ -165,12 +169,24 @@ def _axis(values: Sequence[float], start: float, end: float) -> Axis:
     return Axis(low, high, start, end)
 
 
+def even(top: float, unit: float = 1.0) -> list[float]:
+    """Round values from 0 to `top`, some four of them: multiples of 1, 2 or 5 times a power of ten `unit`s."""
+    least = top / unit / 5
+    power = 10.0 ** math.floor(math.log10(least))
+    step = unit * next(power * n for n in (1, 2, 5, 10) if power * n >= least)
+    return [step * n for n in range(math.floor(top / step + 1e-9) + 1)]
+
+
+def _unit(top: float) -> float:
+    return next((unit for unit in (2.0**30, 2.0**20, 2.0**10) if top >= unit), 1.0)
+
+
 def _radius(share: float) -> float:
     """A circle's area tells its share of the time, above the least radius that holds a number."""
     return max(DOT[0], DOT[1] * math.sqrt(share))
 
 
-def _whole(text: str) -> str:
-    """'10.0 GFLOP/s' -> '10 GFLOP/s': a power of ten needs no digits after the point."""
+def short(text: str) -> str:
+    """'10.0 GFLOP/s' -> '10 GFLOP/s': a round number needs no digits after the point."""
     number, unit = text.split(" ")
     return f"{float(number.replace(',', '')):g} {unit}"
