@@ -1,9 +1,10 @@
 """Pages that are one file: style and scripts put inside, nothing loaded, nothing allowed that isn't named.
 
-The report of a run and the page of a profile are both made here. What stands on them may come from anywhere (a
-model's words, a kernel's name), so three walls keep it text: the template engine escapes whatever isn't
+The report of a run and the page of a profile are both made here. What stands on them may come from anywhere
+(a model's words, a kernel's name), so three walls keep it text: the template engine escapes whatever isn't
 `Markup`; JSON within a page writes `<`, `>` and `&` as `\\u003c` and so on (htmlsafe_json_dumps); and the
-page's Content-Security-Policy admits no network at all, and no style or script but those whose sha256 it names.
+page's Content-Security-Policy admits no network at all, and no style or script but those whose sha256 it
+names.
 """
 
 import base64

@@ -1,8 +1,8 @@
 """What `pilgrim profile` prints: the story of the page in some 25 lines, none wider than 80 columns.
 
-Plain text, so that it can be piped, pasted into a message and compared. Names from a trace can hold anything and
-be of any length: control characters are made visible, and long names are cut in the middle, where those of C++
-templates differ least.
+Plain text, so that it can be piped, pasted into a message and compared. Names from a trace can hold
+anything and be of any length: control characters are made visible, and long names are cut in the middle,
+where those of C++ templates differ least.
 """
 
 import textwrap
@@ -109,7 +109,12 @@ def _labelled(label: str, text: str) -> list[str]:
 
 def _wrapped(text: str, first: str = "", rest: str = "") -> list[str]:
     return textwrap.wrap(
-        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, drop_whitespace=True
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_on_hyphens=False,
+        drop_whitespace=True,
     )
 
 

@@ -1,15 +1,17 @@
-"""The page of a profile: index.html, one file that needs no network, for someone who wants to learn from it.
+"""The page of a profile: index.html, one file that needs no network, for someone who wants to learn from
+it.
 
-It tells the story from the whole to its parts. One sentence and the three best fixes; the waterfall; phases; the
-kernels with their roofline; layers; memory; what the compiler did; and how to look at the raw recording. Every
-technical word is a button that opens its entry of the glossary, which is in the page, too. It shares its
-style, its head and its safety (self_contained.py) with the report of a run.
+It tells the story from the whole to its parts. One sentence and the three best fixes; the waterfall;
+phases; the kernels with their roofline; layers; memory; what the compiler did; and how to look at the raw
+recording. Every technical word is a button that opens its entry of the glossary, which is in the page, too.
+It shares its style, its head and its safety (self_contained.py) with the report of a run.
 
-Here the findings are turned into rows for the template, report_assets/profile.html.jinja; where things lie in
-drawings is the business of pictures.py.
+Here the findings are turned into rows for the template, report_assets/profile.html.jinja; where things lie
+in drawings is the business of pictures.py.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -55,7 +57,7 @@ def write_page(findings: Findings, folder: Path) -> Path:
 
 
 def render(findings: Findings, folder: Path) -> str:
-    """The page's HTML. `folder` is where it will lie: beside the trace, from where the documents are found."""
+    """The page's HTML. `folder` is where it will lie: beside the trace, and from there links lead."""
     values: dict[str, Any] = {
         "f": findings,
         "sentence": words.sentence(findings),
@@ -76,7 +78,7 @@ def render(findings: Findings, folder: Path) -> str:
         "chapters": [(chapter.title, chapter.terms) for chapter in CHAPTERS],
         "left_out": left_out(findings),
     }
-    filters = {
+    filters: dict[str, Callable[..., Any]] = {
         "seconds": words.seconds,
         "flops": words.flops,
         "rate": words.rate,
@@ -95,7 +97,11 @@ def cards(f: Findings) -> list[tuple[str, str, str]]:
     low, high = min(f.step_s_each, default=f.step_s), max(f.step_s_each, default=f.step_s)
     of_spec = f"; {words.share(f.mfu_spec)} of the maker's figure" if f.mfu_spec is not None else ""
     return [
-        ("A step", words.seconds(f.step_s), f"{f.steps} steps, {words.seconds(low)} to {words.seconds(high)}"),
+        (
+            "A step",
+            words.seconds(f.step_s),
+            f"{f.steps} steps, {words.seconds(low)} to {words.seconds(high)}",
+        ),
         ("Of the measured peak", words.share(f.mfu), f"{words.flops(f.peak_flops)} in {f.dtype}{of_spec}"),
         (
             "Tokens a second",
@@ -208,7 +214,7 @@ def layers(found: tuple[Layer, ...]) -> list[dict[str, Any]]:
 
 
 def kinds(memory: Memory) -> list[dict[str, Any]]:
-    """The bar of memory at the step's peak. What isn't known has None for its bytes and no piece in the bar."""
+    """The bar of memory at the step's peak. What isn't known has no bytes (None) and no piece in the bar."""
     amounts = {name: getattr(memory, name) for name, _, _ in KINDS}
     parts = {part.name: part for part in pictures.bar([(name, float(n or 0)) for name, n in amounts.items()])}
     return [

@@ -1,9 +1,9 @@
 """Where things lie in the page's drawings: the arithmetic only; the template writes the SVG.
 
-All drawings are made without a script and fit any screen: what lies along them is given in percent of the width,
-what stands up in pixels of a fixed height. Along both axes of the roofline lie logarithms, so bandwidth times
-intensity, a line through the origin, becomes a slope of 45 degrees (before the screen stretches it), and factors
-become distances.
+All drawings are made without a script and fit any screen: what lies along them is given in percent of the
+width, what stands up in pixels of a fixed height. Along both axes of the roofline lie logarithms, so
+bandwidth times intensity, a line through the origin, becomes a slope of 45 degrees (before the screen
+stretches it), and factors become distances.
 """
 
 import math
@@ -78,7 +78,7 @@ class Curve:
 
 
 def bar(amounts: Sequence[tuple[str, float]], whole: float | None = None) -> list[Part]:
-    """Pieces side by side, each as wide as its share of `whole` (their sum, unless given); empty ones left out."""
+    """Pieces side by side, each as wide as its share of `whole` (unless given: of their sum); no empty ones."""
     total = whole or sum(amount for _, amount in amounts)
     parts, x = [], 0.0
     for name, amount in amounts:
@@ -170,7 +170,7 @@ def _axis(values: Sequence[float], start: float, end: float) -> Axis:
 
 
 def even(top: float, unit: float = 1.0) -> list[float]:
-    """Round values from 0 to `top`, some four of them: multiples of 1, 2 or 5 times a power of ten `unit`s."""
+    """Round values from 0 to `top`, some four of them: multiples of 1, 2 or 5 times a power of ten units."""
     least = top / unit / 5
     power = 10.0 ** math.floor(math.log10(least))
     step = unit * next(power * n for n in (1, 2, 5, 10) if power * n >= least)

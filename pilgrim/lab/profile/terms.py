@@ -27,7 +27,7 @@ def explain(term: str) -> str:
     found = find(term)
     if found is None:
         raise PilgrimError(
-            f"--explain {term}: no such term; {_nearest(term)}; pilgrim profile --explain {ALL} lists all of them"
+            f"--explain {term}: no such term; {_nearest(term)}; --explain {ALL} lists all of them"
         )
     return as_text(found)
 

@@ -33,7 +33,7 @@ NAMES = {
 IN_SHORT = {
     "data_wait": "waiting for the next batch",
     "idle": "nothing to do, because the host waits or is busy with something else",
-    "launch_overhead": "waiting for the host to call the next kernel, and kernels too short to be worth a call",
+    "launch_overhead": "waiting for the host to call the next kernel, and kernels shorter than a call",
     "exposed_communication": "waiting for numbers from other processes, with nothing to compute meanwhile",
     "memory_bound": "moving bytes to and from memory, slower than they could be computed with",
     "elementwise_inefficiency": "work number by number that is slower than its bytes explain",
@@ -89,14 +89,16 @@ def sentence(findings: Findings) -> str:
     """The whole profile in one sentence."""
     loss = largest_loss(findings)
     what = "a token" if findings.stage == "generate" and findings.tokens == 1 else "a step"
-    start = f"{seconds(findings.step_s)} {what}, {share(findings.mfu)} of what this machine multiplied at best"
+    start = (
+        f"{seconds(findings.step_s)} {what}, {share(findings.mfu)} of what this machine multiplied at best"
+    )
     if loss is None:
         return f"{start}; no loss was found."
     return f"{start}; the largest loss is {loss.title}, {share(loss.share)}."
 
 
 def disagreement(findings: Findings) -> str | None:
-    """A remark where the stairs and the MFU, which come from different clocks, are further apart than a point."""
+    """A remark where the stairs and the MFU, from different clocks, are more than a point apart."""
     left = stairs(findings)[-1].share
     if abs(left - findings.mfu) <= 0.01:
         return None

@@ -1,7 +1,10 @@
-"""Findings made by hand, for tests of what is made from them: the page, the console's text, the comparison."""
+"""Findings made by hand, for tests of what is made from them: page, console text, comparison."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from pilgrim.lab.profile.findings import Compilation, Findings, Fix, Kernel, Layer, Loss, Memory, Phase
 
@@ -9,7 +12,7 @@ GIB = 2**30
 ATTACK = "</script><script>alert(1)</script><b onload=x>\"'&\x1b[31m\x00"
 
 
-def example(**changes: Any) -> Findings:
+def made_up(**changes: Any) -> Findings:
     """A step on an invented GPU: 412 ms, of which half goes to memory."""
     fields: dict[str, Any] = {
         "recipe": "pocket",
@@ -144,16 +147,21 @@ KERNELS = (
         "pilgrim/model/attention.py:90 in attend",
         "attention's gradients, without keeping the scores",
     ),
-    Kernel(
-        "cutlass_80_simt_sgemm_32x32", 0.009, 4, 0.12e12, 2.2e9, "memory", None, "a product of matrices"
-    ),
+    Kernel("cutlass_80_simt_sgemm_32x32", 0.009, 4, 0.12e12, 2.2e9, "memory", None, "a product of matrices"),
     Kernel("ncclDevKernel_AllReduce", 0.0, 0, None, None, "unknown", None, "sends numbers"),
 )
 
 
+@pytest.fixture
+def example() -> Callable[..., Findings]:
+    """Makes findings like those of a GPU; fields by keyword replace its own."""
+    return made_up
+
+
+@pytest.fixture
 def bare() -> Findings:
     """Everything that may be unknown or empty is."""
-    return example(
+    return made_up(
         step_s_each=(),
         spec_flops=None,
         mfu_spec=None,
@@ -162,7 +170,7 @@ def bare() -> Findings:
         phases=(),
         layers=(),
         kernels=(),
-        memory=replace(example().memory, fragmentation=None, curve=()),
+        memory=replace(made_up().memory, fragmentation=None, curve=()),
         compilation=Compilation(enabled=False, graphs=0, breaks=(), recompilations=(), seconds=0.0),
         fixes=(),
         files={},
@@ -170,9 +178,15 @@ def bare() -> Findings:
     )
 
 
+@pytest.fixture
+def attack() -> str:
+    return ATTACK
+
+
+@pytest.fixture
 def hostile() -> Findings:
     """Every text is an attack."""
-    return example(
+    return made_up(
         recipe=ATTACK,
         stage=ATTACK,
         machine=ATTACK,
@@ -180,9 +194,7 @@ def hostile() -> Findings:
         losses=(Loss(ATTACK, 0.79),),
         phases=(Phase(ATTACK, 0.412),),
         layers=(Layer(ATTACK, 0.4, None),),
-        kernels=tuple(
-            Kernel(ATTACK + str(n), 0.1, 1, 1e12, 1e9, ATTACK, ATTACK, ATTACK) for n in range(40)
-        ),
+        kernels=tuple(Kernel(ATTACK + str(n), 0.1, 1, 1e12, 1e9, ATTACK, ATTACK, ATTACK) for n in range(40)),
         compilation=Compilation(
             enabled=True, graphs=1, breaks=(ATTACK,), recompilations=(ATTACK,), seconds=1.0
         ),
