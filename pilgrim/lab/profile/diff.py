@@ -130,7 +130,7 @@ def _warnings(a: Findings, b: Findings) -> list[str]:
 
 
 def step_change(a_s: Sequence[float], b_s: Sequence[float]) -> Change:
-    """The change of typical times (geometric means), with Welch's interval if both were timed twice or more."""
+    """The change of typical times (geometric means), with Welch's interval if both have two times or more."""
     log_a, log_b = np.log(np.asarray(a_s, dtype=float)), np.log(np.asarray(b_s, dtype=float))
     a, b = float(log_a.mean()), float(log_b.mean())
     low = high = None
@@ -149,7 +149,7 @@ def t_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
 
     With t = sqrt(ν) tan θ, the mass within ±θ is the integral of cos(θ)^(ν-1), here summed up in small steps.
     """
-    theta = np.linspace(0.0, math.pi / 2, 100_001)
+    theta = np.linspace(0.0, math.pi / 2, 20_001)
     mass = np.cumsum(np.cos((theta[1:] + theta[:-1]) / 2) ** (freedom - 1))
     within = float(np.interp(confidence, mass / mass[-1], theta[1:]))
     return math.sqrt(freedom) * math.tan(within)

@@ -78,7 +78,7 @@ class Curve:
 
 
 def bar(amounts: Sequence[tuple[str, float]], whole: float | None = None) -> list[Part]:
-    """Pieces side by side, each as wide as its share of `whole` (unless given: of their sum); no empty ones."""
+    """Pieces side by side, each as wide as its share of `whole`, or of their sum; empty ones are left out."""
     total = whole or sum(amount for _, amount in amounts)
     parts, x = [], 0.0
     for name, amount in amounts:
