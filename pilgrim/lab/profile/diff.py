@@ -259,21 +259,22 @@ def _promises(a: Findings, change: Change, changed: Mapping[str, tuple[object, o
 
 def _promise(fix: Fix, change: Change, changed: Mapping[str, tuple[object, object]] | None) -> list[str]:
     text = f"{plain(fix.title)}: predicted {words.share(fix.gain)} less"
-    setting = words.setting_of(fix)
-    if setting is None:
+    advised = words.settings_of(fix)
+    if not advised:
         return _wrapped(
             f"{text}; a profile can't tell whether it was done, as it is no setting.", "  ", "    "
         )
     if changed is None:
         return _wrapped(f"{text}; whether it was done is not known.", "  ", "    ")
-    key, value = setting
-    if key not in changed:
-        return _wrapped(f"{text}; not tried ({key} is the same in both).", "  ", "    ")
+    if not advised.keys() & changed.keys():
+        return _wrapped(f"{text}; not tried ({', '.join(advised)}: the same in both).", "  ", "    ")
     text = f"{text}, measured {_gain(change)}: {kept(fix.gain, change)}."
-    now = changed[key][1]
-    if not _same(now, value):
-        text += f" The advice was {key}={value}; B has {_value(now)}."
-    others = [other for other in changed if other != key]
+    for key, value in advised.items():
+        if key not in changed:
+            text += f" The advice was {key}={value}, too, which is the same in both."
+        elif not _same(changed[key][1], value):
+            text += f" The advice was {key}={value}; B has {_value(changed[key][1])}."
+    others = [plain(other) for other in changed if other not in advised]
     if others:
         text += f" But {', '.join(others)} changed, too, and this is the effect of all of it."
     return _wrapped(text, "  ", "    ")

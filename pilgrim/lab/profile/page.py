@@ -114,13 +114,12 @@ def cards(f: Findings) -> list[tuple[str, str, str]]:
 
 def fix(advice: Fix, step_s: float, folder: Path) -> dict[str, Any]:
     """A piece of advice, with the step time that it predicts and a way to its document."""
-    found = words.setting_of(advice)
-    setting = f"{found[0]}={found[1]}" if found else ""
+    setting = " ".join(f"{key}={value}" for key, value in words.settings_of(advice).items())
     return {
         "title": plain(advice.title),
         "why": plain(advice.why),
         "setting": setting,  # what can be copied
-        "rest": plain(advice.setting.removeprefix(setting).lstrip(", ")),
+        "rest": plain(advice.setting.removeprefix(setting).strip(", ")),
         "gain": advice.gain,
         "after_s": step_s * (1 - advice.gain),
         "docs": plain(advice.docs),
@@ -181,7 +180,7 @@ def phases(f: Findings) -> list[dict[str, Any]]:
 
 def kernel(k: Kernel, f: Findings) -> dict[str, Any]:
     """A row of the table. Speeds are None where operations or bytes aren't known."""
-    speed, moved = words.per_second(k.flops, k.seconds), words.per_second(k.bytes, k.seconds)
+    speed, moved = words.per_second(k.flops or None, k.seconds), words.per_second(k.bytes, k.seconds)
     return {
         "name": shortened(plain(k.name), NAME_CHARACTERS),
         "meaning": plain(k.meaning),

@@ -171,7 +171,15 @@ def per_second(amount: float | None, time_s: float) -> float | None:
     return amount / time_s if amount is not None and time_s > 0 else None
 
 
-def setting_of(fix: Fix) -> tuple[str, str] | None:
-    """The key and value that a fix says to write; None where its cure is no setting of a recipe."""
-    found = re.match(r"([a-z_]+(?:\.[a-z_]+)*)=([^\s,]+)", fix.setting)
-    return (found[1], found[2]) if found else None
+def settings_of(fix: Fix) -> dict[str, str]:
+    """The settings that a fix says to write, by dotted name; none where its cure is no setting of a recipe.
+
+    They stand at the beginning, one after the other; prose may follow.
+    """
+    found: dict[str, str] = {}
+    for word in fix.setting.split():
+        pair = re.fullmatch(r"([a-z_]+(?:\.[a-z_]+)*)=([^\s,]+),?", word)
+        if pair is None:
+            break
+        found[pair[1]] = pair[2]
+    return found

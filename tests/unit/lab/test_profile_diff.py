@@ -123,7 +123,7 @@ def test_a_promise_counts_where_its_setting_was_changed(example: Make) -> None:
     text = flat(compare(a, b, rows, {**rows, "pretrain.micro_rows": 32, "name": "b"}))
     assert "pretrain.micro_rows: 16 -> 32" in text and "name:" not in text
     assert "predicted 6.2% less, measured 6.2% less (5.6% less to 6.8% less): as promised" in text
-    assert "not tried (data.prefetch is the same in both)" in text
+    assert "not tried (data.prefetch: the same in both)" in text
     assert "as it is no setting" in text
     both = flat(compare(a, b, rows, {**rows, "pretrain.micro_rows": 24, "runtime.compile": "off"}))
     assert "The advice was pretrain.micro_rows=32; B has 24." in both

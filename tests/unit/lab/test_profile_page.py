@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pilgrim.lab.profile import pictures, words
+from pilgrim.lab.profile import page, pictures, words
 from pilgrim.lab.profile.findings import LOSSES, Findings, Loss
 from pilgrim.lab.profile.page import summary, write_page
 from pilgrim.lab.profile.terms import TERMS, identifier
@@ -43,12 +43,12 @@ class Page(HTMLParser):
         return [str(attrs[attribute]) for _, attrs in self.tags if attribute in attrs]
 
 
-def page(findings: Findings, folder: Path) -> Page:
+def written(findings: Findings, folder: Path) -> Page:
     return Page(write_page(findings, folder).read_text(encoding="utf-8"))
 
 
 def test_tells_the_whole_story(example: Make, tmp_path: Path) -> None:
-    text = " ".join(page(example(), tmp_path).text.split())
+    text = " ".join(written(example(), tmp_path).text.split())
     for expected in (
         "412 ms a step, 21% of what this machine multiplied at best; "
         "the largest loss is memory-bound work, 50%.",
@@ -85,7 +85,7 @@ def test_is_one_file_that_loads_nothing(example: Make, tmp_path: Path) -> None:
 
 
 def test_policy_names_the_only_script_and_style(example: Make, tmp_path: Path) -> None:
-    found = page(example(), tmp_path)
+    found = written(example(), tmp_path)
     (policy,) = [str(attrs["content"]) for tag, attrs in found.tags if "http-equiv" in attrs]
     assert "default-src 'none'" in policy and "unsafe" not in policy
     for kind in ("script", "style"):
@@ -96,7 +96,7 @@ def test_policy_names_the_only_script_and_style(example: Make, tmp_path: Path) -
 
 
 def test_hostile_text_stays_text(hostile: Findings, attack: str, tmp_path: Path) -> None:
-    found = page(hostile, tmp_path)
+    found = written(hostile, tmp_path)
     assert [tag for tag, _ in found.tags].count("script") == 1
     assert not any("onload" in attrs for _, attrs in found.tags)
     assert "alert(1)" in found.text
@@ -106,7 +106,7 @@ def test_hostile_text_stays_text(hostile: Findings, attack: str, tmp_path: Path)
 
 
 def test_unknown_is_said_in_words(bare: Findings, tmp_path: Path) -> None:
-    text = " ".join(page(bare, tmp_path).text.split())
+    text = " ".join(written(bare, tmp_path).text.split())
     for expected in (
         "no loss was found",
         "the maker's figure is not known",
@@ -127,11 +127,11 @@ def test_unknown_is_said_in_words(bare: Findings, tmp_path: Path) -> None:
 
 def test_versions_come_from_the_provenance_beside_it(example: Make, tmp_path: Path) -> None:
     (tmp_path / "provenance.json").write_text('{"versions": {"torch": "2.13.0 <b>"}}')
-    assert "2.13.0 <b>" in page(example(), tmp_path).text
+    assert "2.13.0 <b>" in written(example(), tmp_path).text
 
 
 def test_every_word_that_can_be_pressed_has_an_entry(example: Make, tmp_path: Path) -> None:
-    found = page(example(), tmp_path)
+    found = written(example(), tmp_path)
     entries = {str(attrs["id"]) for tag, attrs in found.tags if tag == "article"}
     assert entries == {identifier(term) for term in TERMS}
     assert set(found.having("popovertarget")) == entries
@@ -139,7 +139,7 @@ def test_every_word_that_can_be_pressed_has_an_entry(example: Make, tmp_path: Pa
 
 
 def test_a_document_is_linked_where_it_exists(example: Make, tmp_path: Path) -> None:
-    found = page(example(), tmp_path)
+    found = written(example(), tmp_path)
     ways = [way for way in found.having("href") if "docs/" in way]
     assert len(ways) == 2  # the third fix of the example names none that exists
     for way in ways:
@@ -255,8 +255,10 @@ def test_share(value: float, written: str) -> None:
     assert words.share(value) == written
 
 
-def test_settings_are_told_from_prose(example: Make) -> None:
-    setting = [words.setting_of(fix) for fix in example().fixes]
-    assert setting == [None, ("pretrain.micro_rows", "32"), ("data.prefetch", "4")]
-    prose = replace(example().fixes[1], setting="pretrain.rows=64, with half as many steps")
-    assert words.setting_of(prose) == ("pretrain.rows", "64")
+def test_settings_are_told_from_prose(example: Make, tmp_path: Path) -> None:
+    settings = [words.settings_of(fix) for fix in example().fixes]
+    assert settings == [{}, {"pretrain.micro_rows": "32"}, {"data.prefetch": "4"}]
+    two = replace(example().fixes[1], setting="pretrain.rows=64 pretrain.steps=50, and patience")
+    assert words.settings_of(two) == {"pretrain.rows": "64", "pretrain.steps": "50"}
+    shown = page.fix(two, 1.0, tmp_path)
+    assert shown["setting"] == "pretrain.rows=64 pretrain.steps=50" and shown["rest"] == "and patience"
