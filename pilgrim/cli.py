@@ -324,15 +324,17 @@ def report(run: RunArgument) -> None:
             "where a step of pretraining spends its time, and three fixes",
         ),
         ("pilgrim profile recipes/pocket.toml runtime.compile=off --out eager", "the same without compiling"),
+        ("pilgrim profile --diff pocket eager", "what that costs, with the noise"),
         ("pilgrim profile recipes/pocket.toml --stage generate", "where writing spends its time"),
+        ("pilgrim profile --explain roofline", "what a word means"),
     )
 )
 @guarded()
 def profile(
     recipe: Annotated[
-        Path,
+        Path | None,
         typer.Argument(metavar="RECIPE", help="The recipe, such as recipes/pocket.toml.", show_default=False),
-    ],
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings that replace the recipe's.", show_default=False),
@@ -346,13 +348,35 @@ def profile(
         Path | None,
         typer.Option(metavar="DIR", help="The folder to write. Left out: runs/NAME/profile/STAGE."),
     ] = None,
+    diff: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Compare two profiles (runs, or folders of profiles), and end."),
+    ] = None,
+    explain: Annotated[
+        str | None, typer.Option(metavar="TERM", help="Explain a word of a profile, such as MFU, and end.")
+    ] = None,
 ) -> None:
     """Look closely at some steps: where the time goes, and what to do about it.
 
     The run is not disturbed: nothing but the profile's folder is written, and tokenizer and shards if they
-    are missing. The folder holds the page profile.html, its data profile.json, and the raw trace, which opens
+    are missing. The folder holds the page index.html, its data profile.json, and the raw trace, which opens
     in ui.perfetto.dev.
     """
+    if explain is not None:
+        from pilgrim.lab.profile.terms import explain as explanation
+
+        typer.echo(explanation(explain))
+        return
+    if diff is not None:
+        from pilgrim.lab.profile.diff import compare_folders
+
+        a, b = (_profile_folder(path, stage) for path in diff)
+        typer.echo(compare_folders(a, b))
+        return
+    if recipe is None:
+        raise PilgrimError(
+            "pilgrim profile needs a recipe, --diff A B, or --explain TERM; try recipes/pocket.toml"
+        )
     # What torch's own tracing says about itself on stderr; it is read when torch is imported.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -364,6 +388,12 @@ def profile(
     )
     typer.echo(summary(findings))
     typer.echo(f"wrote {write_page(findings, folder)}")
+
+
+def _profile_folder(path: Path, stage: str) -> Path:
+    """The folder of a profile: itself, or that of a run's stage."""
+    of_run = RUNS / path / "profile" / stage
+    return of_run if of_run.is_dir() and not path.exists() else path
 
 
 @app.command(

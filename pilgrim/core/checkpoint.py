@@ -20,11 +20,10 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -40,8 +39,6 @@ STATE = "state.json"
 LATEST = "LATEST"
 BEST = "BEST"
 TEMPORARY = ".tmp-"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -112,41 +109,31 @@ class CheckpointStore:
         names = (re.fullmatch(r"step_(\d{6,})", entry.name) for entry in self.folder.iterdir())
         return sorted(int(name[1]) for name in names if name)
 
-    def load(self, step: int) -> Checkpoint:
-        """Reads and verifies one step. Raises CheckpointError when it is missing or damaged."""
+    def load(self, step: int, only: str | None = None) -> Checkpoint:
+        """Reads and verifies one step; with `only`, the state and one file of tensors, such as "model".
+
+        Raises CheckpointError when it is missing or damaged.
+        """
         folder = self._path(step)
         if not folder.is_dir():
             known = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(f"{folder} does not exist; the steps there are: {known}")
-        files = _verified(folder, step)
+        files = _verified(folder, step, f"{only}.safetensors" if only else None)
         tensors = {Path(name).stem: _read_tensors(folder / name) for name in files if name != STATE}
         return Checkpoint(step, folder, tensors, json.loads((folder / STATE).read_bytes()))
 
-    def load_latest(self, on_damage: Callable[[str], None]) -> Checkpoint | None:
-        """The newest step that is whole, or None when there is no step at all.
+    def load_latest(self, on_damage: Callable[[str], None], only: str | None = None) -> Checkpoint | None:
+        """The newest step that is whole, or None when there is no step at all; `only` as for `load`.
 
         `on_damage` is told, in one sentence each, of the steps that had to be passed over. Raises
         CheckpointError when there are steps and all are damaged.
         """
-        return self._newest_whole(self.load, on_damage)
-
-    def load_latest_tensors(self, stem: str, on_damage: Callable[[str], None]) -> dict[str, Tensor] | None:
-        """Like `load_latest`, but reads and verifies only one file of tensors, such as "model"."""
-
-        def load_one(step: int) -> dict[str, Tensor]:
-            folder, name = self._path(step), f"{stem}.safetensors"
-            _verified(folder, step, only=name)
-            return _read_tensors(folder / name)
-
-        return self._newest_whole(load_one, on_damage)
-
-    def _newest_whole(self, load: Callable[[int], T], on_damage: Callable[[str], None]) -> T | None:
         steps = self.steps()
         if (self.folder / LATEST).exists() and self._named(LATEST) is None:
             on_damage(f"{self.folder / LATEST} names a step that is not there; the newest one there is used")
         for step in reversed(steps):
             try:
-                return load(step)
+                return self.load(step, only)
             except CheckpointError as damage:
                 on_damage(f"{damage}; the one before is tried")
         if steps:
@@ -192,18 +179,6 @@ class CheckpointStore:
         return f"the last good step, {earlier[-1]}, is kept in {self._path(earlier[-1])}"
 
 
-def load_weights(folder: Path, on_damage: Callable[[str], None] | None = None) -> dict[str, Tensor]:
-    """The "model" tensors of a stage folder's newest whole checkpoint.
-
-    Damaged steps are told to `on_damage`, or to standard error. Raises CheckpointError when there is none.
-    """
-    tell = on_damage or (lambda sentence: print(sentence, file=sys.stderr))
-    weights = CheckpointStore(folder / "checkpoints").load_latest_tensors("model", tell)
-    if weights is None:
-        raise CheckpointError(f"{folder} holds no checkpoint; train that stage first with `pilgrim run`")
-    return weights
-
-
 def _write_step(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
 ) -> None:
@@ -243,8 +218,11 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
-def _verified(folder: Path, step: int, only: str | None = None) -> list[str]:
-    """The files that the manifest names, all found whole. Raises CheckpointError for the first that isn't."""
+def _verified(folder: Path, step: int, only: str | None) -> list[str]:
+    """The files that the manifest names (of those of tensors, just `only`), all found whole.
+
+    Raises CheckpointError for the first that isn't.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
@@ -257,9 +235,10 @@ def _verified(folder: Path, step: int, only: str | None = None) -> list[str]:
         raise CheckpointError(f"{folder} is damaged: its {MANIFEST} can't be read ({error})") from None
     if not is_ours:
         raise CheckpointError(f"{folder} is damaged: its {MANIFEST} belongs to another step or format")
-    for name in [only] if only else files:
+    wanted = [STATE, only] if only else list(files)
+    for name in wanted:
         _verify(folder / name, *files[name])
-    return list(files)
+    return wanted
 
 
 def _verify(path: Path, size: int, sha256: str) -> None:

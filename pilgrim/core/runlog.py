@@ -23,7 +23,6 @@ from io import SEEK_END, FileIO
 from pathlib import Path
 from typing import Any
 
-from pilgrim.core.console import Console
 from pilgrim.core.errors import DataError
 from pilgrim.core.files import explained, write_atomic, write_json_atomic
 
@@ -34,14 +33,10 @@ SOURCE = Path(__file__).resolve().parents[2]
 
 
 class RunLog:
-    """The diary in one stage's folder, and the console of whoever follows the run.
+    """The diary in one stage's folder. Raises PilgrimError when a row can't be written (full disk)."""
 
-    Raises PilgrimError when a row can't be written (full disk).
-    """
-
-    def __init__(self, folder: Path, console: Console | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.console = console or Console(quiet=True)
 
     def metrics(self, step: int, **values: float) -> None:
         """What is a function of seed and data alone: loss, learning_rate, grad_norm, tokens."""

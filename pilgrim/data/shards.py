@@ -94,7 +94,7 @@ def write_token_set(
         folder.mkdir(parents=True, exist_ok=True)
         for kind, array in arrays.items():
             file = folder / f"{name}.{kind}.npy"
-            np.save(file, array)
+            _save(file, array)
             hashes[file.name] = sha256_file(file)
     write_json_atomic(
         folder / f"{name}.json",
@@ -109,6 +109,14 @@ def write_token_set(
             "sha256": hashes,
         },
     )
+
+
+def _save(file: Path, array: NDArray[np.generic]) -> None:
+    """`np.save`, but a full disk is told with the system's error number, which numpy's error lacks."""
+    header = np.lib.format.header_data_from_array_1_0(array)
+    with file.open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, header)
+        out.write(np.ascontiguousarray(array).data.cast("B"))
 
 
 def open_token_set(folder: Path, name: str, tokenizer: str | None = None) -> TokenSet:

@@ -39,7 +39,7 @@ def load_model(stage_folder: Path, on_damage: Callable[[str], None] = tell) -> T
 
     `on_damage` is told of damaged ones. Raises CheckpointError if there is none, or it is of another kind.
     """
-    found = CheckpointStore(stage_folder / "checkpoints").load_latest(on_damage)
+    found = CheckpointStore(stage_folder / "checkpoints").load_latest(on_damage, only="model")
     if found is None:
         raise CheckpointError(
             f"{stage_folder} holds no checkpoint; train that stage first with `pilgrim run`"

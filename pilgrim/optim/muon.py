@@ -11,7 +11,7 @@ about U Vᵀ: every direction moves equally far. Three refinements, each from a 
 - Cautious weight decay (Chen et al. 2025, arXiv 2510.12402): decay only the entries that the update
   is shrinking anyway.
 
-Matrices of one shape are stacked and treated together: a few large batched products, not many small ones.
+Matrices of one shape are treated together: a few large batched products, not many small ones.
 """
 
 from collections import defaultdict
@@ -37,42 +37,51 @@ def orthogonalize(matrices_nrc: Tensor, dtype: torch.dtype) -> Tensor:
     x = matrices_nrc.to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:  # the products are between rows: fewer rows, less work
-        x = x.mT
+        x = x.mT.contiguous()
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
     for a, b, c in POLAR_EXPRESS:
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        # b·gram + c·gram², then a·x + that·x: sum and product in one kernel, and rounded once
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     out: Tensor = x.mT if tall else x
     return out
 
 
 def muon_update(
-    weights: Tensor,
-    gradients: Tensor,
-    momentum: Tensor,
-    row_moment: Tensor,
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    momenta: list[Tensor],
+    row_moments: list[Tensor],
     lr: Tensor,
     beta: Tensor,
     beta2: float,
     weight_decay: Tensor,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One step for a stack of matrices [n, rows, columns]: new weights, momentum and row moments.
+) -> None:
+    """One step, in place, for matrices [rows, columns] of one shape; momenta are like them, and fp32 too.
 
-    `row_moment` is [n, rows, 1]. All state is fp32.
+    Only what goes through the products is copied into a stack: the rest is read and written where it lies,
+    in one pass before the products and one after them. `row_moments` are [rows, 1].
     """
-    momentum = torch.lerp(momentum, gradients, 1 - beta)
-    update = orthogonalize(torch.lerp(gradients, momentum, beta), dtype).float()  # Nesterov's look ahead
+    rows, columns = weights[0].shape
+    for momentum, gradient in zip(momenta, gradients, strict=True):
+        momentum.lerp_(gradient, 1 - beta)
+    ahead = [torch.lerp(g, m, beta).to(dtype) for g, m in zip(gradients, momenta, strict=True)]  # Nesterov
+    updates_nrc = orthogonalize(torch.stack(ahead), dtype)
 
-    size = update.norm(dim=(-2, -1), keepdim=True)
-    row_moment = torch.lerp(row_moment, update.square().mean(-1, keepdim=True), 1 - beta2)
-    update = update * torch.rsqrt(row_moment + 1e-10)
-    update = update * (size / (update.norm(dim=(-2, -1), keepdim=True) + 1e-10))
+    # NorMuon: divide each row by its running size, then bring the whole back to the size it had.
+    squares_nr1 = updates_nrc.float().square().sum(-1, keepdim=True)
+    moments_nr1 = torch.lerp(torch.stack(row_moments), squares_nr1 / columns, 1 - beta2)
+    scales_nr1 = torch.rsqrt(moments_nr1 + 1e-10)
+    before, after = squares_nr1.sum(-2, keepdim=True), (squares_nr1 * scales_nr1**2).sum(-2, keepdim=True)
+    # The same change of output size for every shape: tall matrices step further.
+    scales_nr1 = scales_nr1 * (before / (after + 1e-20)).sqrt() * max(1.0, rows / columns) ** 0.5
 
-    rows, columns = weights.shape[-2:]
-    update = update * max(1.0, rows / columns) ** 0.5  # the same change of output size for every shape
-    shrinking = (update * weights) > 0
-    return weights - lr * (update + weight_decay * weights * shrinking), momentum, row_moment
+    for i, weight in enumerate(weights):
+        row_moments[i].copy_(moments_nr1[i])
+        update = updates_nrc[i].float() * scales_nr1[i]
+        shrinking = (update * weight) > 0
+        weight.sub_(lr * (update + weight_decay * weight * shrinking))
 
 
 class Muon(torch.optim.Optimizer):
@@ -109,20 +118,17 @@ class Muon(torch.optim.Optimizer):
         lr, beta, decay = (
             torch.tensor(group[k], device=matrices[0].device) for k in ("lr", "beta", "weight_decay")
         )
-        weights, momentum, row_moment = self._update(
-            torch.stack(matrices),
-            torch.stack([p.grad for p in matrices if p.grad is not None]),
-            torch.stack([s["momentum"] for s in states]),
-            torch.stack([s["row_moment"] for s in states]),
+        self._update(
+            matrices,
+            [p.grad for p in matrices if p.grad is not None],
+            [state["momentum"] for state in states],
+            [state["row_moment"] for state in states],
             lr,
             beta,
             group["beta2"],
             decay,
             self._dtype,
         )
-        torch._foreach_copy_(matrices, list(weights.unbind()))
-        torch._foreach_copy_([s["momentum"] for s in states], list(momentum.unbind()))
-        torch._foreach_copy_([s["row_moment"] for s in states], list(row_moment.unbind()))
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]

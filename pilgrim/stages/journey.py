@@ -21,7 +21,7 @@ from pilgrim.core.config import build, differences, dump_toml, load_toml
 from pilgrim.core.console import Console
 from pilgrim.core.errors import ChangedRecipe, CheckpointError, PilgrimError, SettingsError
 from pilgrim.core.files import explained, read_json, sha256_file, write_atomic, write_json_atomic
-from pilgrim.core.runlog import write_provenance
+from pilgrim.core.runlog import RunLog, write_provenance
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.sources import find
 from pilgrim.stages import fit
@@ -170,6 +170,8 @@ def refuse_changes(folder: Path, recipe: Recipe, accept_changes: bool) -> None:
             "give it another name with name=…, or go on with the new ones by --accept-changes, "
             "which leaves finished stages as they are"
         )
+    if changes:  # what the run was before is not forgotten
+        RunLog(folder).event("changed_recipe", changes=changes)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Written is one folder, runs/NAME/profile/STAGE:
 
     trace.json.gz               every call and kernel; open it in ui.perfetto.dev
     memory_snapshot.pickle      on CUDA: every allocation; open it in pytorch.org/memory_viz
-    profile.json, profile.html  what was found
+    profile.json, index.html    what was found; recipe.toml is what it was found with
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from pathlib import Path
 from pilgrim.core import peaks
 from pilgrim.core import runtime as machine
 from pilgrim.core.checkpoint import CheckpointStore
-from pilgrim.core.config import build, differences, load_toml
+from pilgrim.core.config import build, differences, dump_toml, load_toml
 from pilgrim.core.console import Console
 from pilgrim.core.errors import CheckpointError, SettingsError
-from pilgrim.core.files import explained
+from pilgrim.core.files import explained, write_atomic
 from pilgrim.infer.load import load_model, newest_stage
 from pilgrim.lab.profile.analysis import Setting, analyse
 from pilgrim.lab.profile.capture import capture
@@ -75,6 +75,7 @@ def profile_stage(
         limits = peaks.measured(runtime.device, runtime.dtype)
         findings = analyse(captured, replace(setting, recipe=recipe.name), limits)
         findings.save(folder / "profile.json")
+        write_atomic(folder / "recipe.toml", dump_toml(recipe))  # for comparing with another profile
     return findings, folder
 
 

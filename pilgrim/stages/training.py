@@ -51,7 +51,7 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None])
         return one_pass(tokens, recipe.model.context, tokenizer.eot_id, settings.micro_rows)
 
     folder = journey.folder / plan.stage
-    log = RunLog(folder, journey.console)
+    log = RunLog(folder)
     losses = compiled_token_losses(runtime)
     held_out = {"": token_set(journey, "val")}
     if plan.chat:

@@ -1,10 +1,11 @@
 """Reads `phrases.txt` and speaks it: picks a phrase, chooses among its [a|b], fills in its fields.
 
 Some phrases are kept out of training altogether, so that the evaluation asks in words that the model has
-never seen: each sixth of every section that has enough of them, and fifty ways to ask for the name. A
+never seen: each sixth of every section that has enough of them, and a list of ways to ask for the name. A
 `Speaker` speaks either the one part or the other.
 """
 
+import math
 import random
 import re
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from story_chat.words import POLITENESS
 
 _ALTERNATIVES = re.compile(r"\[([^\[\]]*\|[^\[\]]*)\]")
 _HELD_OUT_EVERY = 6
-_HELD_OUT_NAMES = 50
+_WEIGHT_OF_VARIANTS = 0.5  # a phrase that stands for 100 sentences is said 10 times as often as a plain one
 _CASUAL_SHARE = 0.12
 _FORMAL = frozenset({"continue", "next", "paste", "system"})  # never typed in haste
 
@@ -59,14 +60,18 @@ def normal_form(text: str) -> str:
 
 @cache
 def name_phrasings() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(for training, for the evaluation): two sets of ways to ask for the name that share no normal form."""
-    asks = sections()["identity.name"].asks
-    forms: list[str] = []
-    for ask in random.Random("name phrasings").sample(asks, len(asks)):
-        if len(forms) < _HELD_OUT_NAMES and normal_form(ask) not in forms:
-            forms.append(normal_form(ask))
-    by_form = {normal_form(ask): ask for ask in asks}
-    return tuple(ask for ask in asks if normal_form(ask) not in forms), tuple(by_form[form] for form in forms)
+    """(for training, for the evaluation): the latter are listed by themselves, so that they stay the same."""
+    return sections()["identity.name"].asks, sections()["held_out.name"].asks
+
+
+@cache
+def _kept_out() -> frozenset[str]:
+    return frozenset(normal_form(ask) for ask in name_phrasings()[1])
+
+
+def variants(phrase: str) -> int:
+    """How many sentences a phrase with its [a|b] stands for."""
+    return math.prod(len(choice.split("|")) for choice in _ALTERNATIVES.findall(phrase))
 
 
 def spin(phrase: str, rng: random.Random) -> str:
@@ -99,8 +104,18 @@ class Speaker:
 
     def ask(self, section: str, **fields: str) -> str:
         """Something a person says; what fills the fields is left as it is."""
-        text = fill(spin(self.rng.choice(self.asks(section)), self.rng), fields)
+        phrase = self._pick(section)
+        while not self.held_out and normal_form(phrase) in _kept_out():
+            phrase = self._pick(section)
+        text = fill(phrase, fields)
         return text if section in _FORMAL else casual(text, self.rng)
+
+    def _pick(self, section: str) -> str:
+        asks = self.asks(section)
+        if self.held_out:  # each as often as any other
+            return spin(self.rng.choice(asks), self.rng)
+        weights = [variants(phrase) ** _WEIGHT_OF_VARIANTS for phrase in asks]
+        return spin(self.rng.choices(asks, weights)[0], self.rng)
 
     def answer(self, section: str, **fields: str) -> str:
         """Something the model says."""

@@ -19,7 +19,6 @@ from pilgrim.lab.profile.memory import Known, memory
 from pilgrim.lab.profile.trace import Trace, read_trace
 from pilgrim.lab.profile.waterfall import Limits, phases, priced, waterfall
 
-
 RESTLESS = 1.25  # the slowest step by the fastest: more is no property of the step
 
 
@@ -152,8 +151,8 @@ def _notes(trace: Trace, plain_s: Sequence[float], compiles: bool) -> list[str]:
         ]
     if max(plain_s) > RESTLESS * min(plain_s):
         notes.append(
-            f"Steps took from {min(plain_s) * 1e3:.0f} to {max(plain_s) * 1e3:.0f} ms: something else is at work "
-            "on this machine, or its clock varies; end other programs, and measure again."
+            f"Steps took from {min(plain_s) * 1e3:.0f} to {max(plain_s) * 1e3:.0f} ms: something else is at "
+            "work on this machine, or its clock varies; end other programs, and measure again."
         )
     if compiles:
         notes.append("Layers were timed in an extra step without torch.compile, which fuses across them.")

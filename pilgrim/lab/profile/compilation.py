@@ -1,9 +1,9 @@
 """What torch.compile did, from its own log: graphs, breaks in them, compilations done again, and why.
 
-torch.compile looks at a function as Python runs it and takes down its tensor operations as a graph. Two things
-spoil that. Where it meets something it can't take down, it ends the graph, lets Python do that one thing,
-and begins another: a *graph break*, across which nothing is fused. And compiled code holds only for what it
-was compiled for (shapes, numbers, modes); called with something else, it is compiled once more: a
+torch.compile looks at a function as Python runs it and takes down its tensor operations as a graph. Two
+things spoil that. Where it meets something it can't take down, it ends the graph, lets Python do that one
+thing, and begins another: a *graph break*, across which nothing is fused. And compiled code holds only for
+what it was compiled for (shapes, numbers, modes); called with something else, it is compiled once more: a
 *recompilation*, which takes seconds in the middle of a run.
 
 torch tells all of that in its structured log, "torch.__trace", which the tool tlparse reads from a file.

@@ -1,9 +1,10 @@
 """What an operation costs, from the shapes of its inputs: floating-point operations, and bytes moved.
 
 Only products of matrices are counted as operations, a multiplication and its addition as two, as in
-model/count.py. Bytes are what must at least be moved: every input read once, every output written once, nothing
-kept in a cache from before. Both are lower limits of the work, so both give upper limits of the speed, and the
-tighter of the two says what an operation is bound by: its *roofline* (Williams, Waterman, Patterson 2009).
+model/count.py. Bytes are what must at least be moved: every input read once, every output written once,
+nothing kept in a cache from before. Both are lower limits of the work, so both give upper limits of the
+speed, and the tighter of the two says what an operation is bound by: its *roofline* (Williams, Waterman,
+Patterson 2009).
 
 A trace has the shapes of inputs only, so each family of operations has its rule for the output.
 """
@@ -32,9 +33,19 @@ ITEM_BYTES = {
     "signed char": 1,
 }
 # What looks things up touches only a part of its inputs, and which part is not in the trace.
-LOOK_UPS = frozenset(
-    "index index_put_ _index_put_impl_ gather scatter_ scatter_add scatter_add_ searchsorted topk sort "
-    "embedding_dense_backward nll_loss_backward".split()
+LOOK_UPS = (
+    "index",
+    "index_put_",
+    "_index_put_impl_",
+    "gather",
+    "scatter_",
+    "scatter_add",
+    "scatter_add_",
+    "searchsorted",
+    "topk",
+    "sort",
+    "embedding_dense_backward",
+    "nll_loss_backward",
 )
 PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "_scaled_mm", "_grouped_mm", "mv", "dot", "addmv")
 ATTENTION = ("attention", "flash", "fmha")  # fused: two products forward, five backward

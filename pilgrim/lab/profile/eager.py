@@ -4,9 +4,10 @@ A compiled graph has neither layers nor lines of Python: kernels are fused acros
 are made without torch.compile, after everything else was measured. They are slower and fuse nothing, so their
 times say how the layers compare with each other, not what they take in the compiled step.
 
-Layers are timed by hooks around them, which wait for the device. Lines are found by standing between torch and
-its kernels (a dispatch mode) and looking up the stack whenever an operation passes. In backward the stack
-ends in `loss.backward()`; there, the stack of the forward operation counts, which autograd keeps in anomaly mode.
+Layers are timed by hooks around them, which wait for the device. Lines are found by standing between torch
+and its kernels (a dispatch mode) and looking up the stack whenever an operation passes. In backward the stack
+ends in `loss.backward()`; there, the stack of the forward operation counts, which autograd keeps in anomaly
+mode.
 """
 
 import sys
@@ -127,8 +128,8 @@ class Sources:
         self._unmistakable = {name: found.pop() for name, found in named.items() if len(found) == 1}
 
     def of(self, op: Op) -> str | None:
-        """The line behind an operation of a trace, by its name and shapes or those of its callers (stack calls
-        cat); else by the name alone, if only one line asks for such."""
+        """The line behind an operation of a trace, by its name and shapes or those of its callers (stack
+        calls cat); else by the name alone, if only one line asks for such."""
         calls = [op]
         while (caller := calls[-1].caller) is not None:
             calls.append(caller)

@@ -30,10 +30,10 @@ LOSSES = (
 
 @dataclass(frozen=True)
 class Loss:
-    """One stair of the waterfall: `share` of the step's time in which the machine did not multiply at its peak."""
+    """One stair of the waterfall: a share of the step in which the machine did not multiply at its peak."""
 
     name: str  # one of LOSSES
-    share: float  # 0 to 1; all losses and the achieved share sum to 1
+    share: float  # of the step's time, 0 to 1; all losses and the achieved share sum to 1
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """What to change, with the gain that it would bring: rules, each a function from what was measured to advice.
 
-A rule looks for one kind of trouble. If it is there, it returns a Fix with what speaks for it, the setting that
-cures it, and the predicted gain: which share of the step's time would be saved. The prediction is arithmetic
-on the waterfall, never a guess from elsewhere, and each rule says which. Rules know nothing of each other, so
-two may claim the same time; gains must not be added up. The three largest are told.
+A rule looks for one kind of trouble. If it is there, it returns a Fix with what speaks for it, the setting
+that cures it, and the predicted gain: which share of the step's time would be saved. The prediction is
+arithmetic on the waterfall, never a guess from elsewhere, and each rule says which. Rules know nothing of
+each other, so two may claim the same time; gains must not be added up. The three largest are told.
 
 Whether a prediction was right is for `pilgrim profile --diff` to say.
 """
@@ -65,7 +65,8 @@ def fixes(evidence: Evidence) -> tuple[Fix, ...]:
 
 
 def loader_stalls(e: Evidence) -> Fix | None:
-    """The device waits for batches. Made ahead, in the background, they would cost nothing: all of it is gained."""
+    """The device waits for batches. Made ahead, in the background, they would cost nothing: all of it is
+    gained."""
     share = e.losses["data_wait"]
     return Fix(
         "Make batches ahead of time",
@@ -77,8 +78,9 @@ def loader_stalls(e: Evidence) -> Fix | None:
 
 
 def graph_breaks(e: Evidence) -> Fix | None:
-    """Torch.compile gave up in the middle. What stands between graphs runs as in eager mode, so the gain is that
-    of compiling it: see `compiled_gain`, over what is outside of compiled graphs in forward and backward."""
+    """Torch.compile gave up in the middle. What stands between graphs runs as in eager mode, so the gain is
+    that of compiling it: see `compiled_gain`, over what is outside of compiled graphs in forward and
+    backward."""
     if not e.compilation.breaks:
         return None
     outside = [p for p in e.tasks if p.task.op is None or p.task.op.graph is None]
@@ -95,7 +97,8 @@ def graph_breaks(e: Evidence) -> Fix | None:
 
 
 def recompiles(e: Evidence) -> Fix | None:
-    """Compilations in the middle of steps that were warmed up. All that launch overhead that they cause goes."""
+    """Compilations in the middle of steps that were warmed up. All that launch overhead that they cause
+    goes."""
     if not e.late_compilations:
         return None
     why = next(
@@ -111,8 +114,8 @@ def recompiles(e: Evidence) -> Fix | None:
 
 
 def tiny_kernels(e: Evidence) -> Fix | None:
-    """Eager mode: many small kernels, each called by Python, each reading and writing memory. The gain is that of
-    making one kernel of each stretch between products: see `compiled_gain`."""
+    """Eager mode: many small kernels, each called by Python, each reading and writing memory. The gain is
+    that of making one kernel of each stretch between products: see `compiled_gain`."""
     if e.compilation.enabled or not e.can_compile:
         return None
     launches = len(e.tasks) / e.steps
@@ -156,7 +159,7 @@ def small_products(e: Evidence) -> Fix | None:
         return None
     return Fix(
         "Give the products more rows",
-        f"{e.losses['matmul_inefficiency']:.1%} of the time, products run below the peak, the small ones most. {CHANGES}",
+        f"{e.losses['matmul_inefficiency']:.1%} of the time, products run below the peak. {CHANGES}",
         _twice_the_rows(e),
         e.losses["matmul_inefficiency"] * _small_products(e) / 2,
         "docs/speed.md#batch",
@@ -164,8 +167,8 @@ def small_products(e: Evidence) -> Fix | None:
 
 
 def idle_cores(e: Evidence) -> Fix | None:
-    """A CPU with more cores than threads. Kernels divide their work among threads, so their time falls with them;
-    what the host does besides doesn't."""
+    """A CPU with more cores than threads. Kernels divide their work among threads, so their time falls with
+    them; what the host does besides doesn't."""
     if e.on_device or e.threads >= e.cores:
         return None
     kernels = 1 - e.losses["data_wait"] - e.losses["idle"] - e.losses["launch_overhead"]
@@ -179,7 +182,8 @@ def idle_cores(e: Evidence) -> Fix | None:
 
 
 def slow_format(e: Evidence) -> Fix | None:
-    """Products in fp32 where bf16 is faster. The gain is products' time times the measured ratio of speeds."""
+    """Products in fp32 where bf16 is faster. The gain is products' time times the measured ratio of
+    speeds."""
     if e.faster_dtype is None or e.faster_dtype <= 1:
         return None
     products = 1 - sum(e.losses.values()) + e.losses["matmul_inefficiency"] + e.losses["extra_products"]
@@ -194,10 +198,12 @@ def slow_format(e: Evidence) -> Fix | None:
 
 def exposed_communication(e: Evidence) -> Fix | None:
     """Processes wait for each other's gradients. With twice the rows per step, half as often per token."""
+    if not e.trains:
+        return None
     share = e.losses["exposed_communication"]
     return Fix(
         "Talk less often",
-        f"{share:.1%} of the time only communication is under way, and nothing is computed meanwhile. {CHANGES}",
+        f"{share:.1%} of the time, processes exchange numbers and compute nothing. {CHANGES}",
         _twice_the_rows(e),
         share / 2,
         "docs/speed.md#batch",
@@ -205,8 +211,8 @@ def exposed_communication(e: Evidence) -> Fix | None:
 
 
 def large_optimizer(e: Evidence) -> Fix | None:
-    """The optimizer's work is the same for a small batch as for a large one. With twice the rows per step, it is
-    done half as often for the same tokens."""
+    """The optimizer's work is the same for a small batch as for a large one. With twice the rows per step, it
+    is done half as often for the same tokens."""
     share = e.phases["optimizer"]
     if not e.trains or share < 0.1:
         return None
@@ -248,14 +254,14 @@ def waits_in_steps(e: Evidence) -> Fix | None:
 
 
 def few_replies(e: Evidence) -> Fix | None:
-    """Writing reads all weights for every token. More replies at once share that: twice the rows in the same time
-    for the bytes, and for the launches, so half of both is gained per token."""
+    """Writing reads all weights for every token. More replies at once share that: twice the rows in the same
+    time for the bytes, and for the launches, so half of both is gained per token."""
     if e.trains or 2 * e.rows > e.memory.micro_rows_that_fit:
         return None
     share = e.losses["memory_bound"] + e.losses["launch_overhead"]
     return Fix(
         "Write more replies at once",
-        f"{share:.0%} of the time goes into calling kernels and reading weights, the same for any number of rows.",
+        f"{share:.0%} of the time goes into calling kernels and reading weights, for any number of rows.",
         f"Engine(model, runtime, rows={2 * e.rows})",
         share / 2,
         "docs/speed.md#replies",
@@ -285,8 +291,8 @@ RULES: tuple[Rule, ...] = (
 def compiled_gain(e: Evidence, tasks: Sequence[Priced]) -> float:
     """The share of the step that fusing would save of these tasks' own time.
 
-    A compiler makes one kernel of each stretch of operations between two products. It reads what the first one
-    read and writes what the last one wrote, so of n operations' traffic about 1/n remains.
+    A compiler makes one kernel of each stretch of operations between two products. It reads what the first
+    one read and writes what the last one wrote, so of n operations' traffic about 1/n remains.
     """
     others = [p for p in tasks if not p.product]
     if not others:

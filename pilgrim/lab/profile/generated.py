@@ -183,8 +183,8 @@ def _numbers(dims: str) -> int:
 def calls_of(trace: Trace, graphs: Sequence[Graph]) -> dict[Task, Call]:
     """For each task of a compiled graph, the call in the graph's program.
 
-    A graph is recognized by the kernels that were written for it. The n-th product of a call of the graph is the
-    n-th in its program.
+    A graph is recognized by the kernels that were written for it. The n-th product of a call of the graph is
+    the n-th in its program.
     """
     found: dict[Task, Call] = {}
     by_call: dict[int, list[Task]] = defaultdict(list)

@@ -1,7 +1,8 @@
 """Arithmetic with stretches of time: what is covered, what is left, what two have in common.
 
-Most questions to a trace are of this kind. "When had the device nothing to do?" is the step, less the union of
-all kernels. "Which communication was not hidden?" is the union of its kernels, less the union of the others.
+Most questions to a trace are of this kind. "When had the device nothing to do?" is the step, less the union
+of all kernels. "Which communication was not hidden?" is the union of its kernels, less the union of the
+others.
 
 A span is (begin, end) in microseconds, as traces have them. Functions return spans sorted and disjoint.
 """

@@ -1,9 +1,9 @@
 """The table of kernels: which ones take the time, how close to the machine's limits, and what they are for.
 
 Kernels of one name (products: of one name and shape) make one line. Names are the machine's and the
-compiler's, such as `triton_red_fused_mean_mul_pow_rsqrt_3`, so each gets a sentence in plain words. It is found by
-the function of ours that the kernel comes from, if that is known, and else by the words in its name. The
-tables that this needs are at the end.
+compiler's, such as `triton_red_fused_mean_mul_pow_rsqrt_3`, so each gets a sentence in plain words. It is
+found by the function of ours that the kernel comes from, if that is known, and else by the words in its name.
+The tables that this needs are at the end.
 """
 
 import re

@@ -5,8 +5,8 @@ follows from what is known besides:
 
     parameters, optimizer   exact: their tensors are there all the time
     gradients               blocks at the addresses that the parameters' gradients have after backward
-    activations             whatever else is taken in forward and backward: what backward will need, and scratch
-    other                   the rest: batches, the optimizer's scratch, a cache of keys and values
+    activations             whatever else is taken in forward and backward: what backward will need, and
+    scratch other                   the rest: batches, the optimizer's scratch, a cache of keys and values
 
 Activations grow with the rows of a microbatch; nothing else does. So from the largest amount of them that was
 held at one time follows how many rows would fill the memory.
@@ -77,7 +77,8 @@ def memory(trace: Trace, known: Known) -> Memory:
 
 
 def _changes(trace: Trace, known: Known) -> Iterator[tuple[MemoryEvent, str, int]]:
-    """Every taking and giving back, with the kind of what it is about. Blocks from before the trace are left out."""
+    """Every taking and giving back, with the kind of what it is about. Blocks from before the trace are left
+    out."""
     gradients = _gradient_blocks(trace, known)
     blocks: dict[int, tuple[str, int]] = {}
     for i, event in enumerate(trace.memory):

@@ -1,7 +1,7 @@
 """The work that is profiled: steps of training as the loop makes them, or of writing as the engine does.
 
-A step hands its work to the device and does not wait for it; `finish` waits. Both are annotated with the names of
-the phases ("pilgrim.data", "pilgrim.forward", …), by which the analysis finds them in a trace.
+A step hands its work to the device and does not wait for it; `finish` waits. Both are annotated with the
+names of the phases ("pilgrim.data", "pilgrim.forward", …), by which the analysis finds them in a trace.
 
 Nothing is written: no metrics, no checkpoint. Training goes on from the state it is given, so weights change
 in memory as they would in a run.

@@ -34,19 +34,21 @@ COMPILED = ("graph_", "cpp_fused", "triton_")  # kernels that torch.compile wrot
 CALLED_GRAPH = "## Call CompiledFxGraph"  # around the kernels of a compiled graph
 
 # Operations that move no numbers: views, allocations, and wrappers whose work is in their children.
-BOOKKEEPING = frozenset(
-    "aten::" + name
-    for name in (
-        "view _unsafe_view reshape _reshape_alias t transpose permute expand expand_as unsqueeze squeeze slice "
-        "select narrow as_strided as_strided_ unbind split split_with_sizes chunk unflatten flatten detach "
-        "detach_ alias view_as numpy_T mT adjoint movedim swapaxes broadcast_to unfold diagonal "
-        "empty empty_like empty_strided empty_permuted new_empty new_empty_strided resize_ set_ "
-        "result_type is_nonzero item lift_fresh lift to _to_copy type_as contiguous matmul linear zeros ones "
-        "zeros_like ones_like full full_like new_zeros new_ones new_full stack clone pin_memory is_pinned "
-        "scaled_dot_product_attention arange einsum pad softmax log_softmax conj resolve_conj resolve_neg "
-        "_conj requires_grad_ record_stream _nested_tensor_from_mask_left_aligned outer hstack vstack"
-    ).split()
-)
+VIEWS = """
+view _unsafe_view reshape _reshape_alias t transpose permute expand expand_as unsqueeze squeeze slice select
+narrow as_strided as_strided_ unbind split split_with_sizes chunk unflatten flatten detach detach_ alias
+view_as numpy_T mT adjoint movedim swapaxes broadcast_to unfold diagonal conj _conj lift lift_fresh
+"""
+ALLOCATIONS = """
+empty empty_like empty_strided empty_permuted new_empty new_empty_strided resize_ set_ is_pinned record_stream
+result_type is_nonzero item requires_grad_
+"""
+WRAPPERS = """
+to _to_copy type_as contiguous matmul linear zeros ones zeros_like ones_like full full_like new_zeros new_ones
+new_full stack clone pin_memory arange einsum pad softmax log_softmax outer hstack vstack
+scaled_dot_product_attention
+"""
+BOOKKEEPING = frozenset(f"aten::{name}" for name in f"{VIEWS} {ALLOCATIONS} {WRAPPERS}".split())
 
 
 @dataclass(frozen=True, eq=False)

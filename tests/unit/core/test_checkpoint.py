@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pilgrim.core.checkpoint import Checkpoint, CheckpointStore, load_weights
+from pilgrim.core.checkpoint import Checkpoint, CheckpointStore
 from pilgrim.core.errors import CheckpointError, PilgrimError
 
 Limit = Callable[[int], AbstractContextManager[None]]
@@ -400,21 +400,28 @@ def test_something_that_json_does_not_hold_is_our_mistake_and_leaves_nothing(tmp
 # The weights alone --------------------------------------------------------------------------------
 
 
-def test_weights_are_those_of_the_newest_whole_step(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    saved(tmp_path / "checkpoints", 1, 2)
-    flip_a_bit(tmp_path / "checkpoints" / "step_000002" / "optimizer.safetensors")  # of no account here
-    assert torch.equal(load_weights(tmp_path)["scalar"], torch.tensor(0.2))
-    assert capsys.readouterr().err == ""
-    flip_a_bit(tmp_path / "checkpoints" / "step_000002" / "model.safetensors")
-    assert torch.equal(load_weights(tmp_path)["scalar"], torch.tensor(0.1))
-    assert "model.safetensors is damaged: its SHA-256 differs" in capsys.readouterr().err
+def test_the_weights_alone_are_those_of_the_newest_step_where_they_are_whole(tmp_path: Path) -> None:
+    store = saved(tmp_path, 1, 2)
+    flip_a_bit(tmp_path / "step_000002" / "optimizer.safetensors")  # of no account here
+    damages: list[str] = []
+    newest = store.load_latest(damages.append, only="model")
+    assert newest is not None and newest.step == 2 and not damages
+    assert list(newest.tensors) == ["model"]
+    flip_a_bit(tmp_path / "step_000002" / "model.safetensors")
+    before = store.load_latest(damages.append, only="model")
+    assert before is not None and before.step == 1
+    assert "model.safetensors is damaged: its SHA-256 differs" in damages[0]
 
 
-def test_a_folder_without_weights_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no checkpoint; train that stage first"):
-        load_weights(tmp_path)
-    CheckpointStore(tmp_path / "checkpoints").save(1, {"optimizer": {}}, {})
+def test_a_damaged_state_is_found_with_the_weights_alone_too(tmp_path: Path) -> None:
+    store = saved(tmp_path, 1)
+    flip_a_bit(tmp_path / "step_000001" / "state.json")
+    with pytest.raises(CheckpointError, match=r"state\.json is damaged"):
+        store.load(1, only="model")
+
+
+def test_a_step_without_weights_is_told(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(1, {"optimizer": {}}, {})
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints is whole"):
-        load_weights(tmp_path, on_damage=lambda sentence: None)
+        store.load_latest(lambda sentence: None, only="model")

@@ -23,8 +23,32 @@ def one_step(weights: Tensor, gradients: Tensor, **settings: Any) -> tuple[Tenso
     """The first step of a stack [n, rows, columns]."""
     tensors = {"lr": 0.1, "beta": 0.9, "weight_decay": 0.0}
     numbers = {name: torch.tensor(settings.pop(name, value)) for name, value in tensors.items()}
-    state = torch.zeros_like(weights), torch.zeros_like(weights[..., :1])
-    return muon_update(weights, gradients, *state, beta2=0.95, dtype=FP32, **numbers)
+    return updated(
+        weights, gradients, torch.zeros_like(weights), torch.zeros_like(weights[..., :1]), **numbers
+    )
+
+
+def updated(
+    weights: Tensor, gradients: Tensor, momentum: Tensor, rows: Tensor, **numbers: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `muon_update` makes of stacks [n, rows, columns], which stay as they are."""
+    w, g, m, r = ([*x.clone().unbind()] for x in (weights, gradients, momentum, rows))
+    muon_update(w, g, m, r, beta2=0.95, dtype=FP32, **numbers)
+    return torch.stack(w), torch.stack(m), torch.stack(r)
+
+
+def plain_update(
+    weights: Tensor, gradients: Tensor, momentum: Tensor, rows: Tensor, lr: float, beta: float, decay: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The slow twin of `muon_update`: the papers' formulas one after the other, with whole matrices."""
+    momentum = beta * momentum + (1 - beta) * gradients
+    update = orthogonalize((1 - beta) * gradients + beta * momentum, FP32)
+    size = update.norm(dim=(-2, -1), keepdim=True)
+    rows = 0.95 * rows + 0.05 * update.square().mean(-1, keepdim=True)
+    update = update / (rows + 1e-10).sqrt()
+    update = update * size / update.norm(dim=(-2, -1), keepdim=True)
+    update = update * max(1.0, weights.shape[-2] / weights.shape[-1]) ** 0.5
+    return weights - lr * (update + decay * weights * (update * weights > 0)), momentum, rows
 
 
 # Orthogonalization --------------------------------------------------------------------------------
@@ -101,7 +125,7 @@ def test_momentum_remembers_and_looks_ahead() -> None:
     zeros = torch.zeros(1, 6, 6)
     _, momentum, rows = one_step(zeros, first)
     numbers = {name: torch.tensor(x) for name, x in (("lr", 1.0), ("beta", 0.9), ("weight_decay", 0.0))}
-    weights, again, _ = muon_update(zeros, second, momentum, rows, beta2=0.95, dtype=FP32, **numbers)
+    weights, again, _ = updated(zeros, second, momentum, rows, **numbers)
     torch.testing.assert_close(again, 0.9 * momentum + 0.1 * second)
     update = orthogonalize(0.1 * second + 0.9 * again, FP32)
     assert torch.cosine_similarity(-weights.flatten(), update.flatten(), dim=0) > 0.95
@@ -117,6 +141,18 @@ def test_decay_is_cautious() -> None:
     assert 0.2 < shrinking.float().mean() < 0.8
     assert torch.equal(decayed[~shrinking], free[~shrinking])
     torch.testing.assert_close((free - decayed)[shrinking], (0.1 * 0.5 * weights)[shrinking])
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (32, 8), (8, 32)])
+def test_three_steps_are_those_of_the_plain_formulas(shape: tuple[int, int]) -> None:
+    fast = slow = draw(3, *shape), torch.zeros(3, *shape), torch.zeros(3, shape[0], 1)
+    for step in range(3):
+        gradients, lr, beta, decay = draw(3, *shape, seed=10 + step), 0.1 / (step + 1), 0.8 + 0.05 * step, 0.3
+        numbers = {"lr": torch.tensor(lr), "beta": torch.tensor(beta), "weight_decay": torch.tensor(decay)}
+        fast = updated(fast[0], gradients, *fast[1:], **numbers)
+        slow = plain_update(slow[0], gradients, *slow[1:], lr, beta, decay)
+    for quick, plain in zip(fast, slow, strict=True):
+        torch.testing.assert_close(quick, plain, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

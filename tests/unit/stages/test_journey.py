@@ -10,6 +10,7 @@ from pilgrim.core.config import build, dump_toml
 from pilgrim.core.console import Console
 from pilgrim.core.errors import ChangedRecipe, CheckpointError, DataError, PilgrimError, SettingsError
 from pilgrim.core.files import read_json
+from pilgrim.core.runlog import read_rows
 from pilgrim.core.runtime import Runtime
 from pilgrim.stages.journey import (
     Journey,
@@ -115,6 +116,8 @@ def test_a_change_is_named_and_needs_leave(tmp_path: Path) -> None:
     refuse_changes(tmp_path, recipe(), accept_changes=False)
     changed = recipe(model={"depth": 5}, sft={"steps": 8})
     refuse_changes(tmp_path, changed, accept_changes=True)
+    (event,) = read_rows(tmp_path / "events.jsonl")
+    assert event["kind"] == "changed_recipe" and event["changes"]  # what it was before is not forgotten
     with pytest.raises(ChangedRecipe) as error:
         refuse_changes(tmp_path, changed, accept_changes=False)
     sentence = str(error.value)

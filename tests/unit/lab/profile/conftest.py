@@ -126,7 +126,8 @@ def tiny_parts(
 
 
 def profiled(parts: Parts, compiled: bool = False, warmup: int = 2) -> Findings:
-    """The tiny training, measured for real. The machine's peaks are given, as measuring them takes seconds."""
+    """The tiny training, measured for real. The machine's peaks are given, as measuring them takes
+    seconds."""
     work = TrainingSteps(parts, State())
     captured = capture(work, parts.runtime.device, steps=3, warmup=warmup, folder=parts.folder)
     runtime = Runtime(parts.runtime.device, parts.runtime.dtype, compiled, seed=1)

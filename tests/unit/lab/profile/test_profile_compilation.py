@@ -24,7 +24,9 @@ def test_a_break_and_a_recompilation_are_told_with_their_places() -> None:
         log.steady = True
         compiled(torch.ones(5))
     assert len(log.breaks) == 1
-    assert re.search(r"test_profile_compilation.py:\d+: Call to `torch._dynamo.graph_break\(\)`", log.breaks[0])
+    assert re.search(
+        r"test_profile_compilation.py:\d+: Call to `torch._dynamo.graph_break\(\)`", log.breaks[0]
+    )
     assert any(
         "size mismatch at index 0. expected 4, actual 5 (after warming up)" in r for r in log.recompilations
     )

@@ -55,7 +55,8 @@ def test_a_program_is_read() -> None:
 
 
 def test_tasks_find_their_calls(story: Callable[[], Story]) -> None:
-    """By the number of the graph, since other graphs may have kernels of the same name; products by their order."""
+    """By the number of the graph, since other graphs may have kernels of the same name; products by their
+    order."""
     other = read_graph(PROGRAM.replace("graph_3", "graph_4"))
     graph = with_sources(read_graph(PROGRAM), STACKS)
     told = story().mark("step", 0, 10).mark("backward", 0, 10).op("## Call CompiledFxGraph fabc ##", 0, 5)
@@ -97,7 +98,7 @@ def test_what_torch_compiles_now_is_read_too() -> None:
 
     x, w = torch.ones(24, 40), torch.ones(40, 56, requires_grad=True)
     with listening() as log:
-        torch.compile(work, dynamic=False)(x, w).backward()  # type: ignore[no-untyped-call]
+        torch.compile(work, dynamic=False)(x, w).backward()
     assert [graph.direction for graph in log.graphs] == ["forward", "backward"]
     forward = {call.name: call for call in log.graphs[0].calls}
     fused = next(call for name, call in forward.items() if name.startswith("cpp_fused"))

@@ -1,5 +1,7 @@
 """Arithmetic with spans, against the slow way: looking at every single microsecond."""
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,4 +31,4 @@ def test_every_microsecond_is_where_it_belongs(a: list[Span], b: list[Span]) -> 
 def test_results_are_sorted_and_apart(a: list[Span], b: list[Span]) -> None:
     for found in (union(a), overlap(a, b), minus(a, b)):
         assert all(begin < end for begin, end in found)
-        assert all(x[1] <= y[0] for x, y in zip(found, found[1:], strict=False))
+        assert all(x[1] <= y[0] for x, y in pairwise(found))

@@ -16,7 +16,8 @@ KNOWN = Known(
 
 
 def a_step(story: Callable[[], Story]) -> Story:
-    """A batch of 5; activations of 40 and 30, of which 40 are given back in backward, where gradients of 60 come."""
+    """A batch of 5; activations of 40 and 30, of which 40 are given back in backward, where gradients of 60
+    come."""
     told = story().mark("step", 0, 10).mark("data", 0, 1).mark("forward", 1, 4).mark("backward", 4, 8)
     told.mark("optimizer", 8, 10).memory(0.5, A, 5).memory(2, B, 40).memory(3, C, 30)
     told.memory(5, C, -30).memory(6, C, 60).memory(7, B, -40).memory(9, C, -60).memory(9.5, A, -5)
@@ -29,7 +30,8 @@ def test_every_byte_has_its_kind(story: Callable[[], Story]) -> None:
     # The peak is at 6 ms; the address of the gradient held an activation before.
     assert (found.gradients, found.activations, found.other) == (60, 40, 5)
     assert found.curve == (
-        (0.0005, 305), (0.002, 345), (0.003, 375), (0.005, 345), (0.006, 405), (0.007, 365), (0.009, 305), (0.0095, 300)
+        (0.0005, 305), (0.002, 345), (0.003, 375), (0.005, 345), (0.006, 405), (0.007, 365), (0.009, 305),
+        (0.0095, 300)
     )  # fmt: skip
     assert found.fragmentation is None
 

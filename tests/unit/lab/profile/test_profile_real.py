@@ -14,6 +14,7 @@ from pilgrim.model.transformer import Transformer
 from pilgrim.train.loop import Parts
 from pilgrim.train.losses import Losses, token_losses
 
+
 def loads_the_compiler(test: Callable[..., None]) -> Callable[..., None]:
     """Marks a test that compiles: torch warns of its own code when it loads its compiler."""
     warning = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -116,10 +117,14 @@ def test_a_graph_break_is_named_first(tiny: MakeParts, profile: Profile, tmp_pat
 @loads_the_compiler
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, too
 def test_compiled_kernels_have_bytes_and_sources(tiny: MakeParts, profile: Profile, tmp_path: Path) -> None:
-    found = profile(tiny(tmp_path, losses=torch.compile(token_losses, dynamic=False)), compiled=True, warmup=1)
+    found = profile(
+        tiny(tmp_path, losses=torch.compile(token_losses, dynamic=False)), compiled=True, warmup=1
+    )
     assert found.compilation.graphs == 2 and not found.compilation.breaks
     fused = [kernel for kernel in found.kernels if kernel.name.startswith("cpp_fused")]
     assert fused and all(kernel.bytes for kernel in fused)
-    assert any(kernel.source and "in rotate" in kernel.source and "RoPE" in kernel.meaning for kernel in fused)
+    assert any(
+        kernel.source and "in rotate" in kernel.source and "RoPE" in kernel.meaning for kernel in fused
+    )
     products = [kernel for kernel in found.kernels if kernel.name.startswith("aten::mm")]
     assert any(kernel.source and "pilgrim/train/losses.py" in kernel.source for kernel in products)
