@@ -9,6 +9,7 @@ Written is one folder, runs/NAME/profile/STAGE:
     profile.json, index.html    what was found; recipe.toml is what it was found with
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -20,7 +21,8 @@ from pilgrim.core.checkpoint import CheckpointStore
 from pilgrim.core.config import build, differences, dump_toml, load_toml
 from pilgrim.core.console import Console
 from pilgrim.core.errors import CheckpointError, SettingsError
-from pilgrim.core.files import explained, write_atomic
+from pilgrim.core.files import explained, read_json, write_atomic
+from pilgrim.core.runlog import write_provenance
 from pilgrim.infer.load import load_model, newest_stage
 from pilgrim.lab.profile.analysis import Setting, analyse
 from pilgrim.lab.profile.capture import capture
@@ -76,6 +78,8 @@ def profile_stage(
         findings = analyse(captured, replace(setting, recipe=recipe.name), limits)
         findings.save(folder / "profile.json")
         write_atomic(folder / "recipe.toml", dump_toml(recipe))  # for comparing with another profile
+        hashes = read_json(run / "provenance.json")["data_sha256"]  # of the run, whose token sets these are
+        write_provenance(folder, command=sys.argv, seed=recipe.seed, data_hashes=hashes)
     return findings, folder
 
 

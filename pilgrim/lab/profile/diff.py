@@ -9,7 +9,8 @@ differently:
 
     d = mean(log b) - mean(log a)        s² = var(log b)/nb + var(log a)/na        d ± t(ν) s
 
-with Welch's ν for the degrees of freedom. Logarithms, because a change of speed multiplies a time. The
+with Welch's ν for the degrees of freedom, and n the number of independent steps, which is less than that of
+all if slow ones come in a row. Logarithms, because a change of speed multiplies a time. The
 interval knows the noise within one run only. Two runs of the same program differ by some more, since each
 finds other places in memory and another temperature; only repeating tells by how much.
 
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pilgrim.core.errors import DataError, PilgrimError
 from pilgrim.lab.profile import words
@@ -40,6 +42,7 @@ MOVERS = 8  # kernels listed
 LEAST_MOVE = 0.005  # of A's step: what moved less isn't listed
 PROFILE, RECIPE = "profile.json", "recipe.toml"  # in a profile's folder
 
+Floats = NDArray[np.float64]
 Settings = Mapping[str, object]  # "pretrain.micro_rows" -> 16
 
 
@@ -51,6 +54,7 @@ class Change:
     b_s: float
     low: float | None
     high: float | None
+    restless: bool = False  # slow steps came in a row: there is far less to go by than the number of steps
 
     @property
     def ratio(self) -> float:
@@ -134,14 +138,34 @@ def step_change(a_s: Sequence[float], b_s: Sequence[float]) -> Change:
     log_a, log_b = np.log(np.asarray(a_s, dtype=float)), np.log(np.asarray(b_s, dtype=float))
     a, b = float(log_a.mean()), float(log_b.mean())
     low = high = None
+    restless = False
     if min(len(log_a), len(log_b)) >= 2:
-        of_a, of_b = float(log_a.var(ddof=1)) / len(log_a), float(log_b.var(ddof=1)) / len(log_b)
+        n_a, n_b = independent(log_a), independent(log_b)
+        of_a, of_b = float(log_a.var(ddof=1)) / n_a, float(log_b.var(ddof=1)) / n_b
         half = 0.0
         if of_a + of_b > 0:
-            freedom = (of_a + of_b) ** 2 / (of_a**2 / (len(log_a) - 1) + of_b**2 / (len(log_b) - 1))
+            freedom = (of_a + of_b) ** 2 / (of_a**2 / (n_a - 1) + of_b**2 / (n_b - 1))
             half = t_quantile(freedom) * math.sqrt(of_a + of_b)
         low, high = math.exp(b - a - half), math.exp(b - a + half)
-    return Change(math.exp(a), math.exp(b), low, high)
+        restless = n_a < len(log_a) / 2 or n_b < len(log_b) / 2
+    return Change(math.exp(a), math.exp(b), low, high, restless)
+
+
+def independent(values: Floats) -> float:
+    """How many independent values these are worth, at least 2; fewer than there are if neighbours are alike.
+
+    With a correlation r of neighbours, n values in a row tell as much about their mean as n (1 - r) / (1 + r)
+    independent ones (a first-order autoregression). The usual estimate of r is too small by (1 + 3 r) / n
+    (Kendall 1954), which matters for so few. Without this, steps in which a machine was busy for a while look
+    like many witnesses where they are one.
+    """
+    n, apart = len(values), values - values.mean()
+    spread = float(apart @ apart)
+    if n < 4 or spread == 0:
+        return float(max(n, 2))
+    alike = float(apart[1:] @ apart[:-1]) / spread
+    alike = min(max(alike + (1 + 3 * alike) / n, 0.0), 0.9)
+    return max(2.0, n * (1 - alike) / (1 + alike))
 
 
 def t_quantile(freedom: float, confidence: float = CONFIDENCE) -> float:
@@ -161,11 +185,16 @@ def verdict(change: Change, steps_a: int, steps_b: int) -> str:
     if change.low is None or change.high is None:
         return f"{start}. With single steps the noise is not known: profile at least two of each."
     between = f"95% interval {_times(change.low)} to {_times(change.high)}, {steps_a} and {steps_b} steps"
+    restless = (
+        " Slow steps came in a row, as if another program was at work: measure again on a quiet machine."
+        if change.restless
+        else ""
+    )
     if not change.real:
-        return f"{start} ({between}). That is within the noise: no difference was shown."
+        return f"{start} ({between}). That is within the noise: no difference was shown.{restless}"
     return (
         f"{start} ({between}). That is beyond the noise of these steps; runs differ by some more, so repeat "
-        "both if it is small."
+        f"both if it is small.{restless}"
     )
 
 

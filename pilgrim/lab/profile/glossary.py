@@ -220,8 +220,8 @@ STAIRS = Chapter(
         Term(
             "compute-bound",
             ("compute bound", "math-bound"),
-            "A kernel that is limited by arithmetic rather than by memory. For a product that is the good case: "
-            "it can only get faster with less arithmetic, or in a format that is multiplied faster.",
+            "A kernel that is limited by arithmetic rather than by memory. For a product that is the good "
+            "case: it can only get faster with less arithmetic, or in a format that is multiplied faster.",
             "Kernels bound by `compute`, to the right in the roofline.",
             "bf16 instead of fp32; on newer GPUs fp8; and shapes that fill the tiles.",
             ("roofline", "matmul inefficiency"),

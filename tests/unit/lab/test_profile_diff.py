@@ -14,6 +14,7 @@ from pilgrim.lab.profile.diff import (
     compare,
     compare_folders,
     differences,
+    independent,
     kept,
     settings,
     step_change,
@@ -40,7 +41,23 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
         ).real
         for _ in range(1000)
     ]
-    assert 0.03 < np.mean(found) < 0.07
+    assert 0.015 < np.mean(found) < 0.06
+
+
+def test_slow_steps_in_a_row_are_not_many_witnesses() -> None:
+    """Two profiles of the same program on a machine whose speed wanders. Taken as independent, their steps
+    would show a difference in a quarter of all pairs."""
+    random = np.random.default_rng(2)
+
+    def wandering() -> list[float]:
+        log = [random.normal()]
+        while len(log) < 20:
+            log.append(0.5 * log[-1] + 0.75**0.5 * random.normal())
+        return np.exp(0.05 * np.asarray(log)).tolist()
+
+    assert np.mean([step_change(wandering(), wandering()).real for _ in range(500)]) < 0.08
+    assert independent(np.asarray([1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0])) == 2
+    assert independent(np.asarray([1.0, 2.0, 1.0, 2.0, 1.0, 2.0])) == 6
 
 
 def test_noise_is_not_called_a_difference(example: Make) -> None:
