@@ -6,7 +6,7 @@ Written is one folder, runs/NAME/profile/STAGE:
 
     trace.json.gz               every call and kernel; open it in ui.perfetto.dev
     memory_snapshot.pickle      on CUDA: every allocation; open it in pytorch.org/memory_viz
-    profile.json, index.html    what was found; recipe.toml is what it was found with
+    profile.json, index.html    what was found; recipe.toml and provenance.json say with what
 """
 
 import sys
