@@ -216,7 +216,7 @@ def _working(trace: Trace, roots: list[Op], main: int) -> Iterator[Task]:
 
 
 def _working_below(trace: Trace, op: Op) -> Iterator[Task]:
-    """The tasks in `op`, itself included. What works by calling others is none, help with its output aside."""
+    """The tasks in `op`, itself included. What works by calling others is none, but for help."""
     found = [task for child in op.children for task in _working_below(trace, child)]
     yield from found
     if _computes(op.name) and all(task.name in HELP for task in found):

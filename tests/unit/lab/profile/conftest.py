@@ -31,7 +31,7 @@ from pilgrim.train.step import TokenLosses
 
 HOST = 1
 VOCABULARY, CONTEXT = 64, 128
-PEAKS = Peaks(matmul_flops=1e11, copy_bytes_per_s=1e10)
+PEAKS = Peaks(matmul_flops=1e12, copy_bytes_per_s=1e10)
 
 
 class Story:
