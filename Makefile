@@ -2,6 +2,7 @@
 # make chat   chat with the pocket model once it is trained
 # make test   installs what the checks need, then checks format, lint, types, layers, and runs every test
 # make lint   the same without the tests
+# make gpu-check   on a machine with a GPU: all that only a GPU can check, into runs/gpu-check
 # make clean  removes what make and the tools made (.venv, caches); never runs/
 #
 # Everything lives in .venv. The versions are those of constraints.txt. Plain POSIX make: GNU make 3.81, which
@@ -16,7 +17,7 @@ python := .venv/bin/python
 pilgrim := $(python) -m pilgrim
 install := $(python) -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo chat test lint clean
+.PHONY: help demo chat test lint gpu-check clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -41,6 +42,9 @@ lint: .venv/installed-dev
 	$(python) -m ruff check
 	$(python) -m mypy
 	.venv/bin/lint-imports --no-logo
+
+gpu-check: .venv/installed-dev
+	$(python) benchmarks/gpu_check.py
 
 clean:
 	rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

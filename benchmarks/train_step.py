@@ -1,99 +1,222 @@
-"""How fast is a training step, how close is it to what the machine could multiply, and where is the rest?
+"""How fast is a training step, how close is it to the machine's peak, and what does each switch do?
 
-    python benchmarks/train_step.py --preset d4
-    ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 python benchmarks/train_step.py       the same without AMX
-    python benchmarks/train_step.py --quick                                   a smoke test in a minute
+    python benchmarks/train_step.py                              d4: the CPU's preset, beside transformers
+    python benchmarks/train_step.py --preset d12 --switches      a GPU's, and a line for each switch
+    python benchmarks/train_step.py --preset d12 runtime.compile=off
+    python benchmarks/train_step.py --quick                      a smoke test in a minute
+    ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 python benchmarks/train_step.py       a CPU without its AMX
 
-Prints tokens/s, GFLOP/s of the multiplications that training needs (pilgrim/model/count.py,
-`flops_multiplied`), and their share of the best 2048³ matrix product of the same run. Beside it, in turns, a
-public baseline of the same shape on the same rows: transformers' Qwen3ForCausalLM, compiled, under bf16
-autocast, with torch's fused AdamW. Medians over all turns; the machine may be busy, so read the ratio.
+A step is forward, backward and the optimizers, on random ids. Presets:
+
+    d4     4 layers, width 256, 16 rows of 512 tokens in documents of 128, vocabulary 4,096
+    d12    recipes/d12.toml: 12 layers, width 768, 64 rows of 2,048 tokens, each one document
+    d20    recipes/d20.toml: 20 layers, width 1280, the same rows
+
+The recipes take 256 rows, over which the optimizers' time is spread four times as thin: --rows 256.
+
+Columns. `mfu` is what the network needs (pilgrim/model/count.py, `flops_needed`) over the machine's measured
+peak (pilgrim/core/peaks.py), `of spec` the same over what its maker promises. `busy` also counts the products
+that masked attention makes in vain (`flops_multiplied`). `as PaLM` is `of spec` as papers count it, with each
+token meeting every key of its row. `memory` is the most that tensors took on a GPU.
+
+Beside ours, a public baseline of the same shape on the same rows: transformers' Qwen3ForCausalLM, compiled,
+under bf16 autocast, with torch's fused AdamW; in turns on a CPU, one after the other on a GPU, whose memory
+holds one of them. All times are medians; the machine may be busy, so read the ratios.
 """
 
 import argparse
+import gc
 import os
 import statistics
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from pilgrim.core.runtime import Runtime, RuntimeSettings, start
+from pilgrim.core import machine, peaks
+from pilgrim.core.config import Settings, apply_overrides, build
+from pilgrim.core.errors import PilgrimError
+from pilgrim.core.runtime import GB, Runtime, RuntimeSettings, start
 from pilgrim.data.loader import Batch
-from pilgrim.model.config import ModelConfig, ModelSettings
-from pilgrim.model.count import flops_multiplied, parameters
+from pilgrim.model.config import ModelConfig
+from pilgrim.model.count import flops_multiplied, flops_needed, parameters
 from pilgrim.model.init import initialize
+from pilgrim.model.memory import rows_that_fit
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers, OptimSettings
+from pilgrim.stages.recipe import Recipe, load_recipe
 from pilgrim.train.step import accumulate, compiled_token_losses
 
-PRESETS = {"d4": (ModelSettings(depth=4, width=256, context=512), 4096, 16)}  # shape, vocabulary, rows
+RECIPES = Path(__file__).parents[1] / "recipes"
+D4 = {
+    "name": "d4",
+    "tokenizer": {"vocab_size": 4096},
+    "model": {"depth": 4, "width": 256, "context": 512},
+    "optim": {"matrix_lr": 1e-3, "embedding_lr": 1e-3, "head_lr": 1e-3, "norm_lr": 1e-3},
+}
+SMALLER = ["model.depth=2", "model.context=128", "runtime.compile=off"]  # for --quick
+USABLE = 0.8  # share of a GPU's free memory that the microbatch is fitted to, as the fit is an estimate
+STEPS = 5  # in a turn
+# Switches are found in these tables of a recipe: every setting with a few values is tried with each of them.
+SWITCHED: dict[str, type[Settings]] = {"runtime": RuntimeSettings, "optim": OptimSettings}
+NOT_SWITCHED = {"runtime.device"}
 # Which kind of work an operation is, by what its name holds; the first that fits.
 KINDS = (
-    ("attention", ("scaled_dot_product",)),
+    ("attention", ("scaled_dot_product", "flash", "fmha", "attention")),
     ("optimizer", ("Optimizer.step", "bmm", "_foreach")),
-    ("matrix products", ("aten::mm", "addmm")),
-    ("compiled elementwise work, loss and norms", ("CompiledFxGraph", "cpp_fused")),
+    ("matrix products", ("aten::mm", "addmm", "gemm", "nvjet", "cutlass")),
+    ("compiled elementwise work, loss and norms", ("CompiledFxGraph", "cpp_fused", "triton")),
 )
+
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is measured. On documents shorter than a row, attention has less to do."""
+
+    rows: int
+    document: int  # tokens
+    file: Path | None = None  # the recipe; D4 without
+
+
+PRESETS = {
+    "d4": Preset(16, 128),
+    "d12": Preset(64, 2048, RECIPES / "d12.toml"),
+    "d20": Preset(64, 2048, RECIPES / "d20.toml"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe put on this machine, with the batch that it is measured with."""
+
+    recipe: Recipe
+    config: ModelConfig
+    runtime: Runtime
+    batch: Batch
+    document: int
+    micro_rows: int
+
+
+Maker = Callable[[Case], Step]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A step: its median time, and the most memory that the GPU held meanwhile (None on a CPU)."""
+
+    seconds: float
+    peak_bytes: int | None
 
 
 def main() -> None:
+    arguments = read_arguments()
+    preset = PRESETS[arguments.preset]
+    overrides = [*(SMALLER if arguments.quick else []), *arguments.overrides]
+    rows = 2 if arguments.quick else arguments.rows or preset.rows
+    turns = 1 if arguments.quick else arguments.turns
+    case = put_on_this_machine(preset, overrides, rows)
+    introduce(case)
+    print(HEADER)
+    if arguments.switches:
+        measured_switches(preset, overrides, rows, turns)
+        return
+    makers: dict[str, Maker] = {"pilgrim": ours}
+    if not arguments.no_baseline:
+        makers["transformers"] = baseline
+    side_by_side(case, makers, turns)
+    where_the_time_goes(ours(case), case.runtime)
+
+
+def side_by_side(case: Case, makers: dict[str, Maker], turns: int) -> None:
+    """A line for each, and how many times as fast the first is as the second."""
+    if case.runtime.device.type == "cuda":
+        tried = {name: try_out(name, make, case, turns) for name, make in makers.items()}
+        found = {name: measured for name, measured in tried.items() if measured}
+    else:
+        found = in_turns({name: make(case) for name, make in makers.items()}, turns, case.runtime)
+        for name, measured in found.items():
+            print(line(name, case, measured))
+    if len(found) == 2:
+        ratio = found["transformers"].seconds / found["pilgrim"].seconds
+        print(f"pilgrim is {ratio:.2f}x as fast as the baseline")
+
+
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the recipe")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="d4")
     parser.add_argument("--rows", type=int, help="rows per step, instead of the preset's")
     parser.add_argument("--turns", type=int, default=5, help="how often ours and the baseline take turns")
+    parser.add_argument("--switches", action="store_true", help="a line for each setting changed alone")
     parser.add_argument("--quick", action="store_true", help="two layers, two rows, one turn")
     parser.add_argument("--no-baseline", action="store_true", help="ours alone")
-    arguments = parser.parse_args()
-    settings, vocabulary, rows = PRESETS[arguments.preset]
-    turns, rows = arguments.turns, arguments.rows or rows
-    if arguments.quick:
-        settings, rows, turns = settings.model_copy(update={"depth": 2, "context": 128}), 2, 1
-    config = settings.config(vocabulary)
-    runtime = start(RuntimeSettings(compile="off" if arguments.quick else "auto"), seed=1)
-    batch = random_batch(config, rows)
-
-    steps = {"pilgrim": ours(config, batch, runtime)}
-    if not arguments.no_baseline:
-        steps["transformers"] = baseline(config, batch, runtime)
-    peak = peak_gflops(runtime)
-    seconds = in_turns(steps, turns)
-    tell(config, batch, runtime, peak, seconds)
-    where_the_time_goes(steps["pilgrim"])
+    return parser.parse_args()
 
 
-def random_batch(config: ModelConfig, rows: int) -> Batch:
-    """Rows of random ids in documents of 128 tokens: what is in them does not change the work."""
+# What is measured ----------------------------------------------------------------------------------
+
+
+def put_on_this_machine(preset: Preset, overrides: list[str], rows: int) -> Case:
+    """Raises PilgrimError for what is no setting, or what this machine refuses."""
+    if preset.file:
+        recipe = load_recipe(preset.file, overrides)
+    else:
+        recipe = build(Recipe, apply_overrides(D4, overrides), "d4").resolved()
+    config = recipe.model.config(recipe.tokenizer.vocab_size)
+    runtime = start(recipe.runtime, seed=1)
+    document = min(preset.document, config.context)
+    batch = random_batch(config, rows, document)
+    return Case(recipe, config, runtime, batch, document, micro_rows(config, runtime, rows))
+
+
+def micro_rows(config: ModelConfig, runtime: Runtime, rows: int) -> int:
+    """Rows at a time: all on a CPU, else the most that divide the batch and are estimated to fit."""
+    if runtime.device.type != "cuda":
+        return rows
+    memory = USABLE * torch.cuda.mem_get_info()[0]
+    most = rows_that_fit(config, memory, runtime.dtype, runtime.compile)
+    return max(n for n in range(1, max(1, min(rows, most)) + 1) if rows % n == 0)
+
+
+def random_batch(config: ModelConfig, rows: int, document: int) -> Batch:
+    """Rows of random ids in documents of `document` tokens: what is in them does not change the work."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(config.vocab_size, (rows, config.context + 1), generator=generator)
-    documents = (torch.arange(config.context) // 128).to(torch.int32).expand(rows, -1).contiguous()
+    documents = (torch.arange(config.context) // document).to(torch.int32).expand(rows, -1).contiguous()
     return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), documents)
 
 
-def ours(config: ModelConfig, batch: Batch, runtime: Runtime) -> Callable[[], None]:
+def ours(case: Case) -> Step:
     """pilgrim's whole step: forward, backward, Muon and AdamW."""
-    model = Transformer(config).to(runtime.device)
+    runtime = case.runtime
+    model = Transformer(case.config).to(runtime.device)
     initialize(model, runtime.generator("initialize"))
-    rates = OptimSettings(matrix_lr=1e-3, embedding_lr=1e-3, head_lr=1e-3, norm_lr=1e-3)
-    optimizers = Optimizers(model, rates, runtime.dtype, runtime.compile)
+    optimizers = Optimizers(model, case.recipe.optim, runtime.dtype, runtime.compile)
     losses = compiled_token_losses(runtime)
 
     def step() -> None:
-        accumulate(model, batch, len(batch.inputs_bt), losses, runtime)
+        accumulate(model, case.batch, case.micro_rows, losses, runtime)
         optimizers.step(1.0, 0.95)
 
     return step
 
 
-def baseline(config: ModelConfig, batch: Batch, runtime: Runtime) -> Callable[[], None]:
+def baseline(case: Case) -> Step:
     """The same network by transformers, with AdamW; causal attention over whole rows, without documents."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
+    config, runtime = case.config, case.runtime
     model: torch.nn.Module = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=config.vocab_size,
@@ -109,7 +232,7 @@ def baseline(config: ModelConfig, batch: Batch, runtime: Runtime) -> Callable[[]
     )
     model.to(runtime.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    ids, targets = batch.inputs_bt.to(runtime.device), batch.targets_bt.to(runtime.device)
+    micros = len(case.batch.inputs_bt) // case.micro_rows
 
     def loss_of(ids: Tensor, targets: Tensor) -> Tensor:
         logits = model(input_ids=ids).logits
@@ -118,74 +241,198 @@ def baseline(config: ModelConfig, batch: Batch, runtime: Runtime) -> Callable[[]
     compiled = torch.compile(loss_of, dynamic=False) if runtime.compile else loss_of
 
     def step() -> None:
-        with torch.autocast(runtime.device.type, torch.bfloat16, enabled=runtime.dtype == torch.bfloat16):
-            loss = compiled(ids, targets)
-        loss.backward()
+        for micro in case.batch.micro(case.micro_rows):
+            here = micro.to(runtime.device)
+            with torch.autocast(runtime.device.type, torch.bfloat16, enabled=runtime.dtype == torch.bfloat16):
+                loss = compiled(here.inputs_bt, here.targets_bt) / micros
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
-def peak_gflops(runtime: Runtime) -> float:
-    """The best of many 2048³ matrix products in the run's number format."""
-    a = torch.randn(2048, 2048, device=runtime.device).to(runtime.dtype)
-    b = torch.randn(2048, 2048, device=runtime.device).to(runtime.dtype)
-    best = min(timed(lambda: torch.nn.functional.linear(a, b)) for _ in range(20))
-    return float(2 * 2048**3 / best / 1e9)
+# Switches ------------------------------------------------------------------------------------------
 
 
-def in_turns(steps: dict[str, Callable[[], None]], turns: int) -> dict[str, float]:
-    """Median seconds of one step of each, measured in turns after two steps to compile and warm up."""
-    for step in steps.values():
-        step()
-        step()
+def switches() -> Iterator[tuple[str, str]]:
+    """(setting, value) for every setting of the tables that has a few values, as an override writes them."""
+    for table, settings in SWITCHED.items():
+        for name, values in few_values(settings):
+            if f"{table}.{name}" not in NOT_SWITCHED:
+                yield from ((f"{table}.{name}", value) for value in values)
+
+
+def few_values(settings: type[Settings]) -> Iterator[tuple[str, list[str]]]:
+    for name, field in settings.model_fields.items():
+        if get_origin(field.annotation) is Literal:
+            yield name, [str(value) for value in get_args(field.annotation)]
+        elif field.annotation is bool:
+            yield name, ["true", "false"]
+
+
+def measured_switches(preset: Preset, overrides: list[str], rows: int, turns: int) -> None:
+    """A line for the settings as they are, and one for each that is changed alone."""
+    as_it_is = put_on_this_machine(preset, overrides, rows)
+    first = try_out("as it is", ours, as_it_is, turns)
+    for setting, value in switches():
+        label = f"{setting}={value}"
+        try:
+            case = put_on_this_machine(preset, [*overrides, label], rows)
+        except PilgrimError as error:
+            print(f"{label:>28} refused: {error}")
+            continue
+        if same(case, as_it_is):
+            print(f"{label:>28} the same as it is")
+        else:
+            try_out(label, ours, case, turns, first)
+
+
+def same(a: Case, b: Case) -> bool:
+    """Whether two cases compute the same: "auto" has become what the other one says."""
+    return _decided(a) == _decided(b)
+
+
+def _decided(case: Case) -> tuple[object, ...]:
+    """What makes a step: the runtime, and those settings that it does not decide."""
+    undecided = case.recipe.runtime.model_dump(exclude={field.name for field in fields(Runtime)})
+    return replace(case.runtime, notes=()), undecided, case.recipe.optim, case.config
+
+
+def try_out(
+    label: str, make: Maker, case: Case, turns: int, first: Measured | None = None
+) -> Measured | None:
+    """Measure one step alone and print its line, beside `first`'s time; None if memory did not suffice."""
+    torch.compiler.reset()
+    gc.collect()
+    if case.runtime.device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        [measured] = in_turns({label: make(case)}, turns, case.runtime).values()
+    except torch.OutOfMemoryError:
+        print(f"{label:>28} out of memory with {case.micro_rows} rows at a time")
+        return None
+    ratio = f"  {first.seconds / measured.seconds:.2f}x" if first else ""
+    print(line(label, case, measured) + ratio)
+    return measured
+
+
+# Measuring -----------------------------------------------------------------------------------------
+
+
+def in_turns(steps: dict[str, Step], turns: int, runtime: Runtime) -> dict[str, Measured]:
+    """Each step's median, measured in turns after two steps to compile and warm up; and its memory."""
+    peak_bytes = {name: warmed_up(step, runtime) for name, step in steps.items()}
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(turns):
         for name, step in steps.items():
-            seconds[name] += [timed(step) for _ in range(5)]
-    return {name: statistics.median(found) for name, found in seconds.items()}
+            seconds[name] += [timed(step, runtime) for _ in range(STEPS)]
+    return {name: Measured(statistics.median(found), peak_bytes[name]) for name, found in seconds.items()}
 
 
-def timed(work: Callable[[], object]) -> float:
+def warmed_up(step: Step, runtime: Runtime) -> int | None:
+    """Compile; then the most bytes that a GPU holds in a step, which includes what else is there."""
+    step()
+    if runtime.device.type != "cuda":
+        step()
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return torch.cuda.max_memory_allocated()
+
+
+def timed(work: Callable[[], object], runtime: Runtime) -> float:
+    peaks.synchronize(runtime.device)
     began = time.perf_counter()
     work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    peaks.synchronize(runtime.device)
     return time.perf_counter() - began
 
 
-def tell(config: ModelConfig, batch: Batch, runtime: Runtime, peak: float, seconds: dict[str, float]) -> None:
-    tokens = batch.inputs_bt.numel()
-    flops = flops_multiplied(config, config.context).training * tokens
+# Telling -------------------------------------------------------------------------------------------
+
+HEADER = (
+    f"{'':>28} {'ms a step':>10} {'tokens/s':>10} {'TFLOP/s':>8} {'mfu':>7} {'busy':>7} {'of spec':>7} "
+    f"{'as PaLM':>7} {'memory':>8}"
+)
+
+
+def introduce(case: Case) -> None:
+    config, runtime = case.config, case.runtime
     isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "as the machine has")
     print(
-        f"{parameters(config).total / 1e6:.1f}M parameters, {tokens} tokens a step, "
-        f"rows of {config.context}, "
-        f"{runtime.dtype}, {torch.get_num_threads()} threads, instructions: {isa}"
+        f"{parameters(config).total / 1e6:.1f}M parameters, {case.batch.inputs_bt.numel()} tokens a step, "
+        f"{len(case.batch.inputs_bt)} rows of {config.context}, {case.micro_rows} at a time, documents of "
+        f"{case.document}, {runtime.dtype}, compile {'on' if runtime.compile else 'off'}"
     )
-    print(f"best 2048³ matrix product: {peak:,.0f} GFLOP/s")
-    print(f"{'':>14} {'ms a step':>10} {'tokens/s':>9} {'GFLOP/s':>8} {'of best':>8}")
-    for name, s in seconds.items():
-        gflops = flops / s / 1e9
-        print(f"{name:>14} {s * 1e3:>10.1f} {tokens / s:>9,.0f} {gflops:>8,.0f} {gflops / peak:>8.1%}")
-    if len(seconds) == 2:
-        print(f"pilgrim is {seconds['transformers'] / seconds['pilgrim']:.2f}x as fast as the baseline")
+    for note in runtime.notes:
+        print(note)
+    name = machine.device_name(runtime.device)
+    measured = peaks.measured(runtime.device, runtime.dtype)
+    print(
+        f"{name}: best matrix product {measured.matmul_flops / 1e12:,.3f} TFLOP/s, "
+        f"copy {measured.copy_bytes_per_s / GB:,.1f} GB/s; {torch.get_num_threads()} threads, "
+        f"instructions: {isa}"
+    )
+    spec = peaks.spec_of(name)
+    promised = spec.peak(runtime.dtype) if spec else None
+    print(
+        f"its maker promises {promised / 1e12:,.1f} TFLOP/s ({spec.source})"
+        if spec and promised
+        else "what its maker promises is not in our table"
+    )
 
 
-def where_the_time_goes(step: Callable[[], None]) -> None:
-    """A share of the step's processor time by kind of work."""
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+def line(name: str, case: Case, measured: Measured) -> str:
+    config, runtime, tokens = case.config, case.runtime, case.batch.inputs_bt.numel()
+    per_s = tokens / measured.seconds
+    peak = peaks.measured(runtime.device, runtime.dtype).matmul_flops
+    spec = peaks.spec_of(machine.device_name(runtime.device))
+    promised = spec.peak(runtime.dtype) if spec else None
+    needed = per_s * flops_needed(config, case.document).training
+    busy = per_s * flops_multiplied(config, config.context).training
+    as_palm = per_s * flops_needed(config, 2 * config.context - 1).training  # (n + 1) / 2 is then the context
+    shares = (
+        needed / peak,
+        busy / peak,
+        promised and needed / promised,
+        promised and as_palm / promised,
+    )
+    memory = f"{measured.peak_bytes / GB:.1f} GB" if measured.peak_bytes else "–"
+    return (
+        f"{name:>28} {measured.seconds * 1e3:>10.1f} {per_s:>10,.0f} {needed / 1e12:>8,.3g} "
+        + " ".join(f"{'–' if share is None else f'{share:.1%}':>7}" for share in shares)
+        + f" {memory:>8}"
+    )
+
+
+def where_the_time_goes(step: Step, runtime: Runtime) -> None:
+    """A share of the step's processor time by kind of work; of the GPU's, where one computes."""
+    on_gpu = runtime.device.type == "cuda"
+    step()
+    step()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as found:
         for _ in range(3):
             step()
+        peaks.synchronize(runtime.device)
     spent: dict[str, float] = defaultdict(float)
     for event in found.key_averages():
         kind = next((k for k, marks in KINDS if any(m in event.key for m in marks)), "the rest")
-        spent[kind] += event.self_cpu_time_total
+        spent[kind] += own_time_us(event, on_gpu)
     total = sum(spent.values())
     for kind, time_us in sorted(spent.items(), key=lambda pair: -pair[1]):
         print(f"{time_us / total:>8.1%}  {kind}")
 
 
+def own_time_us(event: Any, on_gpu: bool) -> float:
+    """Of a GPU's work its kernels count, and not the calls that launched them."""
+    if not on_gpu:
+        return float(event.self_cpu_time_total)
+    return float(event.self_device_time_total) if event.device_type.name == "CUDA" else 0.0
+
+
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PilgrimError as error:
+        sys.exit(str(error))

@@ -122,7 +122,7 @@ def gpu_occupancy() -> judge.Occupancy:
 
 def _holders() -> tuple[judge.Holder, ...]:
     """The processes on the GPU, as nvidia-smi tells them; none if it can't."""
-    uuid = torch.cuda.get_device_properties(0).uuid
+    uuid = str(torch.cuda.get_device_properties(0).uuid).removeprefix("GPU-")
     command = ["nvidia-smi", f"--id=GPU-{uuid}", *QUERY_HOLDERS]
     try:
         told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout

@@ -2,7 +2,8 @@
 
 `start` looks at the machine once, decides what "auto" means on it, and says in `Runtime.notes` what is
 slower than it could be. The number format is bf16 (8 bits of exponent like fp32, 8 of precision) where
-it is fast and known to be safe, else fp32.
+it is fast and known to be safe, else fp32. Which attention kernel is fastest depends on the network too,
+so that is only passed on here (model/attention_choice.py).
 
 Randomness is named. Nothing draws from torch's global state, where one extra draw shifts all that follow;
 instead `runtime.generator("shuffle", epoch)` gives a generator whose seed is a hash of (run's seed, name,
@@ -47,6 +48,16 @@ class RuntimeSettings(Settings):
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="torch.compile for training; auto: where a working C++ compiler is found"
     )
+    attention: Literal["auto", "varlen", "fa3", "fa4", "flex", "sdpa", "blocks", "reference"] = Field(
+        default="auto", description="how training computes attention; auto: the fastest that this machine has"
+    )
+    fp8: Literal["off", "on"] = Field(
+        default="off", description="train the blocks' linear layers in fp8: NVIDIA, capability 8.9 and later"
+    )
+    checkpoint_activations: bool = Field(
+        default=False,
+        description="keep only each block's input for backward, and run it again there: saves memory",
+    )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads; left out: as many as torch chooses"
     )
@@ -61,6 +72,8 @@ class Runtime:
     compile: bool
     seed: int
     notes: tuple[str, ...] = ()
+    attention: Literal["auto", "varlen", "fa3", "fa4", "flex", "sdpa", "blocks", "reference"] = "auto"
+    fp8: bool = False
 
     def seed_for(self, name: str, *parts: int) -> int:
         """A 63-bit seed for the named purpose, the same on every machine."""
@@ -86,7 +99,8 @@ def start(settings: RuntimeSettings, seed: int) -> Runtime:
     device = _device(settings.device, notes)
     dtype = _dtype(settings.dtype, device, notes)
     use_compile = _compile(settings.compile, device, notes)
-    return Runtime(device, dtype, use_compile, seed, tuple(notes))
+    use_fp8 = _fp8(settings.fp8, device, dtype)
+    return Runtime(device, dtype, use_compile, seed, tuple(notes), settings.attention, use_fp8)
 
 
 def _device(asked: str, notes: list[str]) -> torch.device:
@@ -148,6 +162,25 @@ def _bf16_exists(device: torch.device) -> bool:
     if device.type == "mps":
         return torch.backends.mps.is_macos_or_newer(14, 0)
     return device.type == "cpu"
+
+
+def _fp8(asked: str, device: torch.device, dtype: torch.dtype) -> bool:
+    if asked == "off":
+        return False
+    if why := _fp8_trouble(device, dtype):
+        raise SettingsError(f'runtime.fp8 = "on": {why}; write "off"')
+    return True
+
+
+def _fp8_trouble(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return "it needs an NVIDIA GPU"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 9):  # Ada, Hopper, Blackwell have fp8
+        return f"this GPU's compute capability is {capability[0]}.{capability[1]}, and fp8 needs 8.9"
+    if dtype != torch.bfloat16:
+        return 'it goes with runtime.dtype = "bf16"'
+    return None
 
 
 def _compile(asked: str, device: torch.device, notes: list[str]) -> bool:

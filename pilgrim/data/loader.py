@@ -3,8 +3,13 @@
     token set --shuffle--> windows of documents --pack--> rows --take n--> batch
 
 Everything is a pure function of the seed and the position: epoch e, window w of the shuffled documents,
-row r of that window's packing. The loader hands out (batch, position), and started again from that
+r rows taken from that window's packing. The loader hands out (batch, position), and started again from that
 position it gives the same next batch, to the bit. Nothing else has to be remembered.
+
+Rows may get longer in the middle of a window (a curriculum, train/grow.py). Then the documents that are left
+in it are packed anew, at the new length, so that none is lost and none comes twice. What is left follows
+from how many rows of which length were taken, so that is what the position says: `"taken": [[256, 40]]` is
+40 rows of 256 tokens, `[[256, 40], [512, 3]]` those, and then three of 512.
 
 Shapes: b rows, t tokens.
 """
@@ -20,8 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pilgrim.core.runtime import Runtime
-from pilgrim.data.packing import Piece, plan
+from pilgrim.data.packing import Piece, plan, repack
 from pilgrim.data.shards import TokenSet
+from pilgrim.model.attention_spans import document_starts
 
 IGNORED = -100  # a target that no loss counts: padding, and what the model is not to say
 WINDOW = 4096  # documents shuffled and packed together: bounds memory, and fills rows well
@@ -36,6 +42,9 @@ class Batch:
     inputs_bt: Tensor  # int64
     targets_bt: Tensor  # int64, IGNORED where no loss counts
     documents_bt: Tensor  # int32, the number of the document within its row; -1 is padding
+    # Where documents begin, for attention kernels that want to know: only of batches on a GPU, made while
+    # the numbers are still on the CPU, because asking a GPU how many there are would wait for it.
+    starts_bd: Tensor | None = None
 
     @property
     def trained_tokens(self) -> int:
@@ -51,15 +60,21 @@ class Batch:
         """The batch in parts of at most `rows` rows, for gradient accumulation."""
         for first in range(0, self.inputs_bt.shape[0], rows):
             part = slice(first, first + rows)
-            yield Batch(self.inputs_bt[part], self.targets_bt[part], self.documents_bt[part])
+            starts = None if self.starts_bd is None else self.starts_bd[part]
+            yield Batch(self.inputs_bt[part], self.targets_bt[part], self.documents_bt[part], starts)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on a device."""
+        """The same batch on a device; nobody waits for the copy if this one is pinned (data/prefetch.py)."""
         if device.type == "cpu":
             return self
-        return Batch(
-            *(x.to(device, non_blocking=True) for x in (self.inputs_bt, self.targets_bt, self.documents_bt))
-        )
+        starts_bd = document_starts(self.documents_bt) if self.starts_bd is None else self.starts_bd
+        parts = (self.inputs_bt, self.targets_bt, self.documents_bt, starts_bd)
+        return Batch(*(x.to(device, non_blocking=True) for x in parts))
+
+    def pinned(self) -> "Batch":
+        """The same batch in memory that a GPU reads by itself. Needs CUDA."""
+        parts = (self.inputs_bt, self.targets_bt, self.documents_bt, document_starts(self.documents_bt))
+        return Batch(*(x.pin_memory() for x in parts))
 
 
 class Rows(Protocol):
@@ -67,6 +82,10 @@ class Rows(Protocol):
 
     def rows(self, position: Position | None) -> Iterator[tuple[Batch, Position]]:
         """Yield (one row as a batch of b = 1, the position after it)."""
+        ...
+
+    def at(self, context: int) -> "Rows":
+        """The same stream in rows of `context` tokens; it goes on from positions at any other length."""
         ...
 
 
@@ -103,25 +122,44 @@ class PackedRows:
     def __init__(self, tokens: TokenSet, context: int, end_id: int, runtime: Runtime) -> None:
         self.tokens, self.context, self.end_id, self.runtime = tokens, context, end_id, runtime
 
+    def at(self, context: int) -> "PackedRows":
+        return (
+            self if context == self.context else PackedRows(self.tokens, context, self.end_id, self.runtime)
+        )
+
     def rows(self, position: Position | None) -> Iterator[tuple[Batch, Position]]:
-        epoch, window, done = (
-            (position["epoch"], position["window"], position["row"]) if position else (0, 0, 0)
+        epoch, window, taken = (
+            (position["epoch"], position["window"], position["taken"]) if position else (0, 0, [])
         )
         windows = -(-self.tokens.documents // WINDOW)
         while True:
-            for pieces in self._packed(epoch, window)[done:]:
+            done, before = 0, taken  # rows of our length, and what was taken at other lengths before
+            if taken and taken[-1][0] == self.context:
+                done, before = taken[-1][1], taken[:-1]
+            for pieces in self._packed(epoch, window, before)[done:]:
                 done += 1
                 row = build_row(self.tokens, pieces, self.context, self.end_id)
-                yield row, {"epoch": epoch, "window": window, "row": done}
-            done, window = 0, window + 1
+                yield row, {"epoch": epoch, "window": window, "taken": [*before, [self.context, done]]}
+            taken, window = [], window + 1
             if window == windows:
                 epoch, window = epoch + 1, 0
 
-    def _packed(self, epoch: int, window: int) -> list[list[Piece]]:
-        """The rows of one window, shuffled: packing sorts by length, and a batch should see all lengths."""
+    def _packed(self, epoch: int, window: int, before: list[list[int]]) -> list[list[Piece]]:
+        """The rows that a window holds after those `before`, shuffled.
+
+        Packing sorts by length, and a batch should see all lengths.
+        """
         order = self._permutation("documents", self.tokens.documents, epoch)
-        rows = plan(self.tokens.lengths, order[window * WINDOW : (window + 1) * WINDOW], self.context)
-        return [rows[i] for i in self._permutation("rows", len(rows), epoch, window)]
+        order = order[window * WINDOW : (window + 1) * WINDOW]
+        lengths = [context for context, _ in before] + [self.context]
+        rows = self._shuffled(plan(self.tokens.lengths, order, lengths[0]), epoch, window)
+        for i, (_, done) in enumerate(before, start=1):
+            so_far = (n for pair in before[:i] for n in pair)
+            rows = self._shuffled(repack(rows[done:], lengths[i]), epoch, window, *so_far)
+        return rows
+
+    def _shuffled(self, rows: list[list[Piece]], *parts: int) -> list[list[Piece]]:
+        return [rows[i] for i in self._permutation("rows", len(rows), *parts)]
 
     def _permutation(self, what: str, n: int, *parts: int) -> NDArray[np.int64]:
         generator = self.runtime.generator(f"shuffle {what} {self.tokens.name}", *parts)

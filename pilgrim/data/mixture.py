@@ -39,6 +39,11 @@ class Mixture:
                 number += 1
                 yield row, {"row": number, "sources": dict(at)}
 
+    def at(self, context: int) -> "Mixture":
+        """The same mixture in rows of `context` tokens."""
+        sources = {name: source.at(context) for name, source in self.sources.items()}
+        return Mixture(sources, self.weights, self.runtime)
+
     def _draws(self, block: int) -> list[int]:
         shares = torch.tensor(list(self.weights.values()), dtype=torch.float64)
         generator = self.runtime.generator("mixture", block)

@@ -9,6 +9,7 @@ the rest is padding, which no loss counts. Attention never crosses from one docu
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +25,10 @@ class Piece:
     length: int
 
 
-def cut(document: int, length: int, context: int) -> list[Piece]:
-    """A document of `length` tokens as pieces of at most `context` tokens, in order."""
-    return [Piece(document, at, min(context, length - at)) for at in range(0, length, context)]
+def cut(document: int, length: int, context: int, start: int = 0) -> list[Piece]:
+    """`length` tokens of a document, from `start` on, as pieces of at most `context` tokens, in order."""
+    end = start + length
+    return [Piece(document, at, min(context, end - at)) for at in range(start, end, context)]
 
 
 def pack(pieces: list[Piece], context: int) -> list[list[Piece]]:
@@ -55,4 +57,17 @@ def pack(pieces: list[Piece], context: int) -> list[list[Piece]]:
 def plan(lengths: NDArray[np.int64], order: NDArray[np.int64], context: int) -> list[list[Piece]]:
     """Pack the documents named by `order` (indices into `lengths`, their token counts)."""
     pieces = [piece for d in order for piece in cut(int(d), int(lengths[d]), context)]
+    return pack(pieces, context)
+
+
+def repack(rows: Sequence[Sequence[Piece]], context: int) -> list[list[Piece]]:
+    """What `rows` hold, in rows of another length. Pieces that adjoin in their document are joined first."""
+    wholes: list[Piece] = []
+    for piece in sorted((p for row in rows for p in row), key=lambda p: (p.document, p.start)):
+        last = wholes[-1] if wholes else None
+        if last and (last.document, last.start + last.length) == (piece.document, piece.start):
+            wholes[-1] = Piece(last.document, last.start, last.length + piece.length)
+        else:
+            wholes.append(piece)
+    pieces = [piece for p in wholes for piece in cut(p.document, p.length, context, p.start)]
     return pack(pieces, context)

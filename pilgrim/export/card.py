@@ -117,10 +117,31 @@ def _shape(subject: Subject) -> str:
         "layers": f"{config.depth}, {config.width} wide, {heads}",
         "vocabulary": f"{config.vocab_size:,} tokens, byte-level BPE",
         "context": f"{config.context:,} tokens",
+        **_window_row(config),
         "weights": f"{weight_bytes(config, subject.dtype) / 1e6:.1f} MB, {str(subject.dtype).split('.')[-1]}",
         "KV cache": f"{kv_cache_bytes(config, subject.dtype):,} bytes a token",
     }
-    return "## What it is\n\n" + _table(["", ""], rows.items())
+    table = "## What it is\n\n" + _table(["", ""], rows.items())
+    return table if config.window is None else f"{table}\n\n{window_warning(config.window)}"
+
+
+def _window_row(config: ModelConfig) -> dict[str, str]:
+    if config.window is None:
+        return {}
+    near = sum(window is not None for window in config.windows)
+    return {
+        "sliding windows": f"{near} of {config.depth} layers see {config.window:,} tokens, the others all; "
+        f"in order: {config.window_pattern}"
+    }
+
+
+def window_warning(window: int) -> str:
+    """For whoever uses the model elsewhere. Threads: vllm-project/vllm 39514, ggml-org/llama.cpp 26286."""
+    return (
+        f"Some layers see {window:,} tokens only, which transformers computes, while llama.cpp, MLX and "
+        f"vLLM were seen to ignore it for Qwen3: there, a text longer than {window:,} tokens goes wrong "
+        "without a word."
+    )
 
 
 def _evaluation(subject: Subject) -> str:

@@ -2,7 +2,8 @@
 
 The network is numerically transformers' `Qwen3ForCausalLM` and its parameters already have Qwen3's names,
 so exporting is writing files: the shape as config.json, the weights as model.safetensors, the tokenizer
-with its chat template, and a model card. No code of ours is needed to use the result.
+with its chat template, and a model card. No code of ours is needed to use the result. Sliding windows are
+the one thing that transformers computes and most other programs pass over in silence; card and export say so.
 
     runs/pocket/{sft | midtrain | pretrain}/checkpoints  ->  config.json  generation_config.json
                                                              model.safetensors  README.md
@@ -37,7 +38,7 @@ from pilgrim.core.files import (
     write_atomic,
     write_json_atomic,
 )
-from pilgrim.export.card import Subject, model_card
+from pilgrim.export.card import Subject, model_card, window_warning
 from pilgrim.infer.load import newest_stage
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.transformer import Transformer
@@ -66,12 +67,14 @@ def export(run_folder: Path, out: Path, dtype: Dtype = "fp32", say: Callable[[st
     """Write the newest trained model of a run to the folder `out`, and return that.
 
     `say` is told, in a sentence each, what is worth knowing: a damaged checkpoint that was passed over, a
-    stage that is not finished. Raises PilgrimError if the run has no trained stage, or `out` holds
-    something that is no earlier export.
+    stage that is not finished, windows that other programs overlook. Raises PilgrimError if the run has no
+    trained stage, or `out` holds something that is no earlier export.
     """
     trained = newest(run_folder, say)
     if not trained.finished:
         say(f"{run_folder / trained.stage} is not finished; this is its model after step {trained.step}")
+    if trained.config.window is not None:
+        say(window_warning(trained.config.window))
     name = run_folder.resolve().name
     subject = Subject(
         name, trained.config, TORCH_DTYPES[dtype], run_folder, trained.stage, trained.step, trained.finished
@@ -167,15 +170,28 @@ def qwen3_config(config: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype) 
         "tie_word_embeddings": config.tied,
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "use_sliding_window": False,
-        "sliding_window": None,
-        "max_window_layers": config.depth,
+        **_windows(config),
         # Every document begins with <|endoftext|>; a chat's turn ends with <|im_end|>.
         "bos_token_id": tokenizer.eot_id,
         "eos_token_id": tokenizer.im_end_id,
         "pad_token_id": tokenizer.eot_id,
         "dtype": str(dtype).removeprefix("torch."),
         "use_cache": True,
+    }
+
+
+def _windows(config: ModelConfig) -> dict[str, Any]:
+    """Sliding windows. transformers counts them as we do: a token sees `sliding_window` tokens with itself.
+
+    `layer_types` says which layer has one; without it, layers from `max_window_layers` on would.
+    """
+    if config.window is None:
+        return {"use_sliding_window": False, "sliding_window": None, "max_window_layers": config.depth}
+    return {
+        "use_sliding_window": True,
+        "sliding_window": config.window,
+        "max_window_layers": 0,
+        "layer_types": ["sliding_attention" if window else "full_attention" for window in config.windows],
     }
 
 

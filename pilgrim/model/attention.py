@@ -1,51 +1,76 @@
 """Attention: grouped queries, QK-norm, rotary positions; and who may look at whom.
 
 The network asks for attention through one function, `attend(layer, q, k, v)`. Training hands in one
-that sees a packed row (`packed_attention`: causal, and never across the border of two documents);
-generation hands in one that reads and extends a KV cache. The network itself knows neither.
+that sees a packed row (`packed_attention`: causal, never across the border of two documents, and in layers
+with a sliding window not farther back than that); generation hands in one that reads and extends a KV
+cache. The network itself knows neither.
+
+`packed_attention` has several backends, which compute the same. Those for CPUs and the plain formula are
+here, those for NVIDIA GPUs in attention_kernels.py; attention_choice.py finds out which of them a machine
+has and which is fastest there.
 
 Shapes: b rows, h heads, g key/value heads, t tokens, d head size.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pilgrim.model.attention_kernels import FLASH, Backend, Layout, flex_attention, prepare, varlen_attention
+from pilgrim.model.attention_spans import Attend as Attend
+from pilgrim.model.attention_spans import Windows, different, window_of
+from pilgrim.model.attention_spans import document_mask as document_mask
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.layers import Linear, RMSNorm, rotate
-
-# (layer index, q_bhtd, k_bgtd, v_bgtd) -> out_bhtd
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 BLOCK = 256  # queries at a time
 
 
-def document_mask(documents_bt: Tensor) -> Tensor:
-    """Which tokens may look at which: bool [b, 1, t, t], True where query i may see key j.
+def packed_attention(
+    documents_bt: Tensor,
+    dtype: torch.dtype,
+    window: Windows = None,
+    backend: Backend | None = None,
+    layout: Layout = None,
+) -> Attend:
+    """Attention within the documents of packed rows, and within `window` tokens: one for all layers, or each.
 
-    `documents_bt` numbers the document of every token in a packed row; a token sees itself and what
-    came before it in its own document, so packing changes nothing for a document.
+    `backend` is what attention_choice.py chose, and None what needs no choosing: torch's fused kernel with
+    a dense mask, or in compiled code for a CPU our own blocks. `layout` is what `prepare` makes of a batch
+    for the backends of a GPU; left out, it is made here, which only serves outside of compiled code.
     """
-    t = documents_bt.shape[1]
-    same = documents_bt[:, :, None] == documents_bt[:, None, :]
-    causal = torch.ones(t, t, dtype=torch.bool, device=documents_bt.device).tril()
-    return (same & causal)[:, None]
+    if backend in (*FLASH, "flex"):
+        layout = prepare(documents_bt, None, window, backend) if layout is None else layout
+        if isinstance(layout, dict):
+            return flex_attention(layout, window)
+        assert layout is not None
+        return varlen_attention(layout, window)
+    if backend == "reference":
+        return reference_attention(documents_bt, window)
+    if backend is None:
+        in_blocks = torch.compiler.is_compiling() and documents_bt.device.type == "cpu"
+    else:
+        in_blocks = backend == "blocks"
+    return _dense_attention(documents_bt, dtype, window, in_blocks)
 
 
-def packed_attention(documents_bt: Tensor, dtype: torch.dtype) -> Attend:
-    """Attention within the documents of packed rows: by torch's fused kernel, or compiled on a CPU in blocks.
+def _dense_attention(documents_bt: Tensor, dtype: torch.dtype, window: Windows, in_blocks: bool) -> Attend:
+    """By torch's fused kernel, or compiled on a CPU in blocks, with a mask of every pair.
 
     The mask is added to the scores (0 or -inf) in the activations' dtype: on CPUs that is up to twice
     as fast as a boolean mask, and as fast as no mask at all (journal, 2026-11-23).
     """
-    allowed = document_mask(documents_bt)
-    bias = torch.zeros((), dtype=dtype, device=allowed.device).masked_fill(~allowed, float("-inf"))
-    in_blocks = torch.compiler.is_compiling() and documents_bt.device.type == "cpu"
+
+    def bias_for(window: int | None) -> Tensor:
+        allowed = document_mask(documents_bt, window)
+        return torch.zeros((), dtype=dtype, device=allowed.device).masked_fill(~allowed, float("-inf"))
+
+    biases = {each: bias_for(each) for each in different(window)}
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        bias = biases[window_of(window, layer)]
         groups = q.shape[1] // k.shape[1]
         if not in_blocks:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=groups > 1)
@@ -106,15 +131,16 @@ def _blocks(t: int) -> list[tuple[int, int]]:
 
 
 def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Plain causal attention: every row is one document."""
+    """Plain causal attention without windows: every row is one document."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def reference_attention(documents_bt: Tensor) -> Attend:
+def reference_attention(documents_bt: Tensor, window: Windows = None) -> Attend:
     """The slow twin of `packed_attention`: the formula, in fp32, for tests."""
-    allowed = document_mask(documents_bt)
+    masks = {each: document_mask(documents_bt, each) for each in different(window)}
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        allowed = masks[window_of(window, layer)]
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, 1).float(), v.repeat_interleave(groups, 1).float()
         scores = q.float() @ k.transpose(-1, -2) / q.shape[-1] ** 0.5

@@ -3,11 +3,17 @@
 Width, heads and the MLP's size grow with depth in fixed proportion (width 64 per layer, heads of 128,
 an MLP three times as wide), so that "bigger" is one number and two sizes can be compared. Each derived
 value can be overridden; `resolved()` writes them all out, so that a saved recipe hides nothing.
+
+With `window` some layers see only that many tokens back (Beltagy et al. 2020; mixed with layers that see
+everything in Mistral, Gemma 2 and nanochat). Such a layer's work no longer grows with the row, and what lies
+farther back still arrives through the others. `window_pattern` says which is which, one letter a layer.
 """
 
 from pydantic import Field, model_validator
 
 from pilgrim.core.config import Settings
+
+WINDOW_PATTERN = "SSSL"  # three layers with a window, then one without
 
 
 class ModelSettings(Settings):
@@ -26,6 +32,16 @@ class ModelSettings(Settings):
     )
     mlp_width: int | None = Field(default=None, ge=8, description="hidden size of the SwiGLU MLP; 3 x width")
     context: int = Field(default=512, ge=8, description="longest sequence it is trained on, in tokens")
+    window: int | None = Field(
+        default=None,
+        ge=1,
+        description="tokens that a layer with a sliding window sees; left out: all, always",
+    )
+    window_pattern: str | None = Field(
+        default=None,
+        pattern="^[SL]+$",
+        description="S: window, L: everything; repeated over the layers, the last is always L; SSSL",
+    )
     rope_theta: float = Field(default=10_000.0, gt=1, description="base of the rotary position frequencies")
     norm_eps: float = Field(default=1e-6, gt=0, description="added inside RMSNorm's square root")
     tied: bool = Field(default=False, description="share one matrix between embedding and head")
@@ -42,12 +58,27 @@ class ModelSettings(Settings):
                 "heads": heads,
                 "kv_heads": self.kv_heads or heads,
                 "mlp_width": self.mlp_width or 3 * width,
+                "window_pattern": self.window and _letters(self.window_pattern or WINDOW_PATTERN, self.depth),
             }
         )
 
     def config(self, vocab_size: int) -> "ModelConfig":
         """The network's shape for a tokenizer of `vocab_size` tokens."""
         return ModelConfig.model_validate({**self.resolved().model_dump(), "vocab_size": vocab_size})
+
+    @model_validator(mode="after")
+    def _windows_hide_something(self) -> "ModelSettings":
+        if self.window_pattern and not self.window:
+            raise ValueError(
+                f'model.window_pattern = "{self.window_pattern}" needs a window; '
+                f"try model.window = {max(1, self.context // 4)}, or leave the pattern out"
+            )
+        if self.window and self.window >= self.context:
+            raise ValueError(
+                f"model.window = {self.window} must be less than model.context = {self.context}, "
+                f"or it hides nothing; try {max(1, self.context // 4)}, or leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ModelSettings":
@@ -91,6 +122,20 @@ class ModelConfig(Settings):
     rope_theta: float
     norm_eps: float
     tied: bool
+    window: int | None = None
+    window_pattern: str | None = None  # resolved: a letter for every layer
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """How many tokens each layer sees, itself included; None is all before it."""
+        return tuple(
+            self.window if letter == "S" else None for letter in self.window_pattern or "L" * self.depth
+        )
+
+
+def _letters(pattern: str, depth: int) -> str:
+    """The pattern as long as the network is deep. The last layer sees everything, whatever it says."""
+    return (pattern * depth)[: depth - 1] + "L"
 
 
 def _nearest_divisor(of: int, near: int, multiple_of: int = 1) -> int:

@@ -6,13 +6,17 @@ means in papers and in torch's own counter; norms, softmax and rotations are a p
 them. A matrix with n entries costs 2n operations a token forward. Backward costs twice as much: one
 product for the gradient of the input, one for that of the weights.
 
-Attention's share depends on how many keys a query meets, and there are two honest answers:
+Attention's share depends on how many keys a query meets, and there are three honest answers:
 
 - *needed*: a token looks at itself and what came before it in its document, (n + 1) / 2 tokens on
   average over a document of n. This is the useful work: divide it by the time for a share of the peak.
+  A layer with a sliding window needs min(n, window) of them at most.
 - *multiplied*: a fused kernel with a mask multiplies every query of a row with every key of it and
   then throws the forbidden scores away. It doesn't keep the scores for backward either, but computes
   them again: five products instead of four (Dao et al. 2022). This is what the machine is busy with.
+  A dense mask hides what is outside of a window, too, without saving anything.
+- *conventional*: what published MFU divides by. Every query meets every key of the row (Chowdhery et al.
+  2022, appendix B), or as many as its layer's window has (nanochat), and backward costs twice forward.
 """
 
 from dataclasses import dataclass
@@ -68,16 +72,30 @@ def parameters(config: ModelConfig) -> Parameters:
 
 def flops_needed(config: ModelConfig, document: int) -> Flops:
     """Operations per token that training on documents of `document` tokens can't do without."""
-    scores = _scores_flops(config, document + 1) // 2
+    pairs = sum(_pairs(document, window) for window in config.windows)
+    scores = _scores_flops(config, pairs) // document
     matrices = _matrix_flops(config)
     return Flops(matrices + scores, 3 * (matrices + scores))
 
 
 def flops_multiplied(config: ModelConfig, row: int) -> Flops:
-    """Operations per token that a fused, masked kernel does over packed rows of `row` tokens."""
-    scores = _scores_flops(config, row)
+    """Operations per token that a fused, densely masked kernel does over packed rows of `row` tokens."""
+    scores = _scores_flops(config, config.depth * row)
     matrices = _matrix_flops(config)
     return Flops(matrices + scores, 3 * matrices + scores + 5 * scores // 2)
+
+
+def flops_conventional(config: ModelConfig, row: int) -> Flops:
+    """Operations per token as papers count them for rows of `row` tokens: the divisor of published MFU."""
+    scores = _scores_flops(config, sum(min(row, window or row) for window in config.windows))
+    matrices = _matrix_flops(config)
+    return Flops(matrices + scores, 3 * (matrices + scores))
+
+
+def _pairs(document: int, window: int | None) -> int:
+    """Pairs of a query and a key that a layer computes for a document: query i meets min(i, window) keys."""
+    rising = min(document, window or document)
+    return rising * (rising + 1) // 2 + (document - rising) * rising
 
 
 def _matrix_flops(config: ModelConfig) -> int:
@@ -86,11 +104,11 @@ def _matrix_flops(config: ModelConfig) -> int:
 
 
 def _scores_flops(config: ModelConfig, keys: int) -> int:
-    """Forward, per token that meets `keys` keys: its scores, then the mixture of their values.
+    """Forward, for `keys` meetings of a query and a key: the score, then its share of the mixed values.
 
     Grouped queries save memory, not operations: every query head meets the keys of its group.
     """
-    return config.depth * 2 * (2 * config.heads * config.head_size * keys)
+    return 2 * (2 * config.heads * config.head_size * keys)
 
 
 def weight_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -115,5 +133,5 @@ def optimizer_bytes(config: ModelConfig) -> int:
 
 
 def kv_cache_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes that generation keeps for each token: a key and a value in every layer."""
+    """Bytes that generation keeps for each token: a key and a value in every layer, windows or not."""
     return 2 * config.depth * config.kv_heads * config.head_size * dtype.itemsize

@@ -2,6 +2,7 @@
 
 Weights are kept in fp32 (the master copy that the optimizer updates) and cast to the activations'
 dtype where they are used. That is all that "mixed precision" means here: no autocast, no hidden rules.
+The one exception is asked for: with `runtime.fp8` the blocks' linear maps train in fp8 (precision.py).
 """
 
 import torch
@@ -9,17 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pilgrim.model.config import ModelConfig
+from pilgrim.model.precision import fp8_linear
 
 
 class Linear(nn.Module):
     """y = x Wᵀ without a bias; `weight` has shape [out, in], like torch's."""
+
+    fp8 = False  # whether it trains in fp8; evaluation never does
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return _product(x, self.weight, self.fp8 and self.training)
+
+
+def _product(x: Tensor, weight: Tensor, fp8: bool) -> Tensor:
+    return fp8_linear(x, weight) if fp8 else F.linear(x, weight.to(x.dtype))
 
 
 def joint_linear(x: Tensor, *layers: Linear) -> tuple[Tensor, ...]:
@@ -27,8 +35,9 @@ def joint_linear(x: Tensor, *layers: Linear) -> tuple[Tensor, ...]:
 
     The weights stay separate parameters, because the optimizer orthogonalizes each map by itself.
     """
-    weight = torch.cat([layer.weight for layer in layers]).to(x.dtype)
-    outs: tuple[Tensor, ...] = F.linear(x, weight).split([layer.weight.shape[0] for layer in layers], dim=-1)
+    weight = torch.cat([layer.weight for layer in layers])
+    out = _product(x, weight, all(layer.fp8 and layer.training for layer in layers))
+    outs: tuple[Tensor, ...] = out.split([layer.weight.shape[0] for layer in layers], dim=-1)
     return outs
 
 

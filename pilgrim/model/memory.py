@@ -49,9 +49,18 @@ class TrainingBytes:
 
 
 def training_bytes(
-    config: ModelConfig, rows: int, dtype: torch.dtype, compiled: bool = True
+    config: ModelConfig,
+    rows: int,
+    dtype: torch.dtype,
+    compiled: bool = True,
+    recompute: bool = False,
+    state_bytes: float = FP32_BYTES,
 ) -> TrainingBytes:
-    """An estimate for microbatches of `rows` rows of the network's full context."""
+    """An estimate for microbatches of `rows` rows of the network's full context.
+
+    `recompute`: blocks keep only their input, and one at a time is run again (checkpointed activations).
+    `state_bytes`: what a number of the optimizers' state takes (optim/state.py).
+    """
     count = parameters(config)
     multiplied = count.matrices + config.vocab_size * config.width
     copies = 0 if dtype == torch.float32 else multiplied * dtype.itemsize
@@ -59,8 +68,8 @@ def training_bytes(
     return TrainingBytes(
         weights=weight_bytes(config, torch.float32) + copies,
         gradients=FP32_BYTES * count.total,
-        optimizer=optimizer_bytes(config),
-        activations=rows * config.context * _kept_bytes(config, dtype, compiled),
+        optimizer=round(optimizer_bytes(config) * state_bytes / FP32_BYTES),
+        activations=rows * config.context * _kept_bytes(config, dtype, compiled, recompute),
         loss=FP32_BYTES * head + LOSS_CHUNK * config.vocab_size * SCORE_BYTES,
     )
 
@@ -71,10 +80,11 @@ def rows_that_fit(config: ModelConfig, memory_bytes: float, dtype: torch.dtype, 
     return max(0, int((memory_bytes - one.fixed) // one.activations))
 
 
-def _kept_bytes(config: ModelConfig, dtype: torch.dtype, compiled: bool) -> int:
+def _kept_bytes(config: ModelConfig, dtype: torch.dtype, compiled: bool, recompute: bool) -> int:
     """Per token, all layers: what forward keeps for backward."""
     queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
     layer = 4 * config.width + 4 * queries + 4 * keys + 3 * config.mlp_width
     ends = 3 * config.width  # the last hidden states, normalized, and their gradient
-    kept = (config.depth * layer + ends) * dtype.itemsize
+    layers = config.depth * config.width + layer if recompute else config.depth * layer
+    kept = (layers + ends) * dtype.itemsize
     return kept if compiled else round(UNCOMPILED * kept)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from pilgrim.model.attention import Attend, Attention
 from pilgrim.model.config import ModelConfig
@@ -51,6 +52,8 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.windows = config.windows  # of every layer, for whoever makes the `attend` that it is run with
+        self.recompute = False  # blocks keep only their input for backward, and are run again there
         self.model = Backbone(config)
         self.lm_head = Linear(config.width, config.vocab_size)
         if config.tied:
@@ -76,7 +79,10 @@ class Transformer(nn.Module):
         angles = self._angles(ids_bt.shape[1], positions_bt)
         x_btw = self.model.embed_tokens(ids_bt).to(dtype)
         for block in self.model.layers:
-            x_btw = block(x_btw, angles, attend)
+            if self.recompute and torch.is_grad_enabled():
+                x_btw = checkpoint(block, x_btw, angles, attend, use_reentrant=False)
+            else:
+                x_btw = block(x_btw, angles, attend)
         out: Tensor = self.model.norm(x_btw)
         return out
 

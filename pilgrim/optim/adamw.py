@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pilgrim.core.compiling import compiled
+from pilgrim.optim.state import Format, Stored, empty, read, stored, write
+
 
 def adamw_update(
     weight: Tensor,
@@ -31,6 +34,17 @@ def adamw_update(
     return weight * (1 - lr * weight_decay) - lr * update, mean, square
 
 
+def adamw_step(
+    weight: Tensor, gradient: Tensor, mean: Stored, square: Stored, step: Tensor, *settings: Any
+) -> None:
+    """The same in place, with mean and square as they are kept (optim/state.py)."""
+    means, squares = read(mean, signed=True), read(square, signed=False)
+    updated, means, squares = adamw_update(weight, gradient, means, squares, step, *settings)
+    write(means, mean, signed=True, step=step)
+    write(squares, square, signed=False, step=step)
+    weight.copy_(updated)
+
+
 class AdamW(torch.optim.Optimizer):
     """AdamW. Group settings: `lr`, `betas`, `eps`, `weight_decay`."""
 
@@ -42,9 +56,11 @@ class AdamW(torch.optim.Optimizer):
         eps: float = 1e-10,
         weight_decay: float = 0.0,
         compile: bool = False,
+        form: Format = "fp32",
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        self._update = torch.compile(adamw_update, dynamic=False) if compile else adamw_update
+        self._form = form
+        self._step = compiled(adamw_step) if compile else adamw_step
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -57,20 +73,17 @@ class AdamW(torch.optim.Optimizer):
                 state = self.state[p]
                 if not state:
                     state["step"] = torch.zeros((), device=p.device)
-                    state["mean"], state["square"] = torch.zeros_like(p), torch.zeros_like(p)
+                    state |= empty("mean", p, self._form) | empty("square", p, self._form)
                 state["step"] += 1
-                weight, mean, square = self._update(
+                self._step(
                     p,
                     p.grad,
-                    state["mean"],
-                    state["square"],
+                    stored(state, "mean"),
+                    stored(state, "square"),
                     state["step"],
-                    torch.tensor(group["lr"], device=p.device),
+                    torch.full((), group["lr"], device=p.device),  # filled there: a copy would be waited for
                     beta1,
                     beta2,
                     group["eps"],
                     group["weight_decay"],
                 )
-                p.copy_(weight)
-                state["mean"].copy_(mean)
-                state["square"].copy_(square)

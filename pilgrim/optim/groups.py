@@ -12,8 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pilgrim.core.config import Settings
+from pilgrim.core.errors import ChangedRecipe
 from pilgrim.optim.adamw import AdamW
 from pilgrim.optim.muon import Muon
+from pilgrim.optim.state import BYTES, Format
 
 
 class OptimSettings(Settings):
@@ -30,6 +32,9 @@ class OptimSettings(Settings):
     momentum_start: float = Field(default=0.85, ge=0, lt=1, description="Muon's momentum at the first step")
     momentum: float = Field(default=0.95, ge=0, lt=1, description="Muon's momentum once warmed up")
     momentum_warmup: int = Field(default=100, ge=0, description="steps from the one to the other")
+    state: Format = Field(
+        default="fp32", description="how the optimizers' memory is kept: 4, 2 or 1 bytes a number"
+    )
 
     def with_rates(self, matrix: float, embedding: float, head: float, norm: float) -> "OptimSettings":
         """The same settings with the rates that are None set to the given ones."""
@@ -54,6 +59,7 @@ class Optimizers:
             weight_decay=settings.weight_decay,
             dtype=dtype,
             compile=compile,
+            form=settings.state,
         )
         decay = {"embedding": 0.0, "head": settings.head_weight_decay, "norm": 0.0}
         self.adamw = AdamW(
@@ -63,7 +69,9 @@ class Optimizers:
                 if kinds[kind]
             ],
             compile=compile,
+            form=settings.state,
         )
+        self._form: Format = settings.state
 
     def step(self, multiplier: float, momentum: float) -> None:
         """Update all parameters with their peak rates times `multiplier`, and clear the gradients."""
@@ -75,12 +83,38 @@ class Optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
+    def rehearse(self) -> None:
+        """Make a step that changes nothing, from gradients of any kind, which it clears.
+
+        It compiles what the real steps will run. With a rate of 0 the weights stay to the bit; the state is
+        put aside meanwhile.
+        """
+        kept = {name: value.to("cpu", copy=True) for name, value in self.tensors().items()}
+        self.step(0.0, 0.0)
+        for optimizer in (self.muon, self.adamw):
+            optimizer.state.clear()
+        self.load(kept)
+
+    def missing_bytes(self) -> int:
+        """What the first step will allocate for state, and keep; 0 once it has."""
+        numbers = 0
+        for optimizer, states in ((self.muon, 1), (self.adamw, 2)):
+            parameters = (p for group in optimizer.param_groups for p in group["params"])
+            numbers += states * sum(p.numel() for p in parameters if p not in optimizer.state)
+        return round(numbers * BYTES[self._form])
+
     def tensors(self) -> dict[str, Tensor]:
         """The state under names like "model.norm.weight/mean"; `load` takes it back."""
         return {f"{name}/{key}": value for name, key, value in self._state()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back a state from `tensors()`, to the bit."""
+        """Put back a state from `tensors()`, to the bit. Raises ChangedRecipe if it is in another format."""
+        found = _form_of(tensors)
+        if found not in (None, self._form):
+            raise ChangedRecipe(
+                f'optim.state = "{self._form}", but the state in the checkpoint is "{found}"; go back to '
+                "that, or give this run another name with name=…"
+            )
         owners = {name: p for p, name in self._names.items()}
         for key, value in tensors.items():
             name, _, what = key.rpartition("/")
@@ -93,6 +127,13 @@ class Optimizers:
             for parameter, state in optimizer.state.items():
                 for key, value in state.items():
                     yield self._names[parameter], key, value
+
+
+def _form_of(tensors: Mapping[str, Tensor]) -> Format | None:
+    """The format of a state from `Optimizers.tensors`; None if it is empty."""
+    forms: dict[torch.dtype, Format] = {torch.uint8: "8bit", torch.bfloat16: "bf16", torch.float32: "fp32"}
+    kept = (value for name, value in tensors.items() if name.endswith(("/momentum", "/mean")))
+    return next((forms[value.dtype] for value in kept), None)
 
 
 def kind_of(name: str, parameter: Tensor) -> str:

@@ -21,6 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pilgrim.core.compiling import compiled
+from pilgrim.optim.state import Format, Stored, empty, read, stored, write
+
 # Iteration k maps each singular value s to a·s + b·s³ + c·s⁵. Optimal for five iterations from
 # [0.001, 1], with a safety factor of 1.02 (Amsel et al. 2025, as used by modded-nanogpt and nanochat).
 POLAR_EXPRESS = (
@@ -84,6 +87,21 @@ def muon_update(
         weight.sub_(lr * (update + weight_decay * weight * shrinking))
 
 
+def muon_step(
+    weights: list[Tensor],
+    gradients: list[Tensor],
+    momenta: list[Stored],
+    row_moments: list[Tensor],
+    step: Tensor,
+    *settings: Any,
+) -> None:
+    """The same, with the momenta as they are kept (optim/state.py); `step` counts, to round them."""
+    read_momenta = [read(kept, signed=True) for kept in momenta]
+    muon_update(weights, gradients, read_momenta, row_moments, *settings)
+    for momentum, kept in zip(read_momenta, momenta, strict=True):
+        write(momentum, kept, signed=True, step=step)
+
+
 class Muon(torch.optim.Optimizer):
     """Muon for matrices. Group settings: `lr`, `beta` (momentum), `beta2`, `weight_decay`."""
 
@@ -96,10 +114,12 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.bfloat16,
         compile: bool = False,
+        form: Format = "fp32",
     ) -> None:
         super().__init__(params, {"lr": lr, "beta": beta, "beta2": beta2, "weight_decay": weight_decay})
         self._dtype = dtype
-        self._update = torch.compile(muon_update, dynamic=False) if compile else muon_update
+        self._form = form
+        self._update = compiled(muon_step) if compile else muon_step
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -114,15 +134,18 @@ class Muon(torch.optim.Optimizer):
 
     def _step_stack(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
         states = [self._state_of(p) for p in matrices]
-        # Numbers that change from step to step go in as tensors, so that compiled code is reused.
+        torch._foreach_add_([state["step"] for state in states], 1)
+        # Numbers that change from step to step go in as tensors, so that compiled code is reused; they are
+        # filled where they belong, as a copy to a GPU would be waited for.
         lr, beta, decay = (
-            torch.tensor(group[k], device=matrices[0].device) for k in ("lr", "beta", "weight_decay")
+            torch.full((), group[k], device=matrices[0].device) for k in ("lr", "beta", "weight_decay")
         )
         self._update(
             matrices,
             [p.grad for p in matrices if p.grad is not None],
-            [state["momentum"] for state in states],
+            [stored(state, "momentum") for state in states],
             [state["row_moment"] for state in states],
+            states[0]["step"],
             lr,
             beta,
             group["beta2"],
@@ -133,6 +156,7 @@ class Muon(torch.optim.Optimizer):
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[p]
         if not state:
-            state["momentum"] = torch.zeros_like(p)
+            state |= empty("momentum", p, self._form)
+            state["step"] = torch.zeros((), device=p.device)
             state["row_moment"] = torch.zeros_like(p[:, :1])
         return state

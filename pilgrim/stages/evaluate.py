@@ -21,6 +21,7 @@ from pilgrim.stages.recipe import Recipe
 from pilgrim.stages.shards import run_tokenizer, token_set
 from pilgrim.text.chat import Message, render_prompt
 from pilgrim.text.tokenizer import Tokenizer
+from pilgrim.train.fit import MicroBatch
 from pilgrim.train.step import compiled_token_losses
 from pilgrim.train.validation import validate
 
@@ -36,10 +37,12 @@ def run(journey: Journey) -> dict[str, Any]:
     for stage in stages:
         finished(journey, stage)
     val, losses = token_set(journey, "val"), compiled_token_losses(runtime)
+    assert recipe.pretrain.rows is not None
+    micro_rows = MicroBatch(recipe.pretrain.micro_rows).rows(recipe.pretrain.rows, recipe.model.context)
     result: dict[str, Any] = {"bpb": {}}
     for stage in stages:
         model = load_model(journey.folder / stage, refuse_older(journey, stage)).to(runtime.device)
-        rows = one_pass(val, recipe.model.context, tokenizer.eot_id, recipe.pretrain.micro_rows or 1)
+        rows = one_pass(val, recipe.model.context, tokenizer.eot_id, micro_rows)
         result["bpb"][stage] = asdict(validate(model, rows, tokenizer.token_bytes(), losses, runtime))
         journey.console.say(f"{stage}: {result['bpb'][stage]['bpb']:.4f} bits per byte on held-out text")
     if recipe.sft is not None:

@@ -13,6 +13,7 @@ from pilgrim.core import gpu, machine
 from pilgrim.core.errors import SettingsError
 from pilgrim.core.runtime import GB, Runtime
 from pilgrim.model.memory import TrainingBytes, training_bytes
+from pilgrim.optim.state import BYTES
 from pilgrim.stages.recipe import Recipe
 
 
@@ -30,7 +31,14 @@ def check(recipe: Recipe, runtime: Runtime) -> list[str]:
     """Notes about the device's memory. Raises SettingsError if the (resolved) recipe cannot fit."""
     room = _room(runtime.device)
     config = recipe.model.config(recipe.tokenizer.vocab_size)
-    needed = training_bytes(config, 1, runtime.dtype, runtime.compile)
+    needed = training_bytes(
+        config,
+        1,
+        runtime.dtype,
+        runtime.compile,
+        recompute=recipe.runtime.checkpoint_activations,
+        state_bytes=BYTES[recipe.optim.state],
+    )
     if why := cannot_fit(recipe, needed, room):
         raise SettingsError(why)
     return [f"{room.taken[0].upper()}{room.taken[1:]}."] if room.taken else []

@@ -24,6 +24,8 @@ from pilgrim.core.files import explained, read_json, sha256_file, write_atomic, 
 from pilgrim.core.runlog import RunLog, write_provenance
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.sources import find
+from pilgrim.model.attention_choice import refuse_impossible
+from pilgrim.model.precision import refuse_odd_sizes
 from pilgrim.stages import fit
 from pilgrim.stages.recipe import TRAINED, Recipe, load_recipe
 
@@ -75,6 +77,7 @@ def run_journey(
     if not begun(runs / recipe.name):
         _data_files(recipe)  # what is missing is told before anything else is done
     runtime = machine.start(recipe.runtime, recipe.seed)
+    refuse_impossible_training(recipe, runtime)
     journey = Journey(recipe, runs / recipe.name, runtime, console or Console())
     notes = list(runtime.notes)
     if any(stage in TRAINED and not _done(journey.folder, stage) for stage in stages):
@@ -93,6 +96,16 @@ def run_journey(
             run_stage(journey, stage, again=stage == only)
         journey.console.say(f"report: {write_report(journey.folder)}")
     return journey.folder
+
+
+def refuse_impossible_training(recipe: Recipe, runtime: Runtime) -> None:
+    """Raises SettingsError, before anything is done, for kernels that this machine or network can't have."""
+    config = recipe.model.config(recipe.tokenizer.vocab_size)
+    refuse_impossible(runtime, config)
+    if runtime.fp8:
+        trained = [t for t in (recipe.pretrain, recipe.midtrain, recipe.sft) if t is not None]
+        for settings in trained:
+            refuse_odd_sizes(config, (settings.micro_rows or 1) * config.context)
 
 
 def chosen(recipe: Recipe, only: str | None, until: str | None) -> list[str]:

@@ -11,9 +11,11 @@ Written is one folder, runs/NAME/profile/STAGE:
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import closing
 from importlib import import_module
 from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
 
 from pilgrim.core import peaks
 from pilgrim.core import runtime as machine
@@ -23,6 +25,7 @@ from pilgrim.core.console import Console
 from pilgrim.core.errors import CheckpointError, SettingsError
 from pilgrim.core.files import explained, read_json, write_atomic
 from pilgrim.core.runlog import write_provenance
+from pilgrim.core.runtime import Runtime
 from pilgrim.infer.load import load_model, newest_stage
 from pilgrim.lab.profile.analysis import Setting, analyse
 from pilgrim.lab.profile.capture import capture
@@ -33,7 +36,7 @@ from pilgrim.model.transformer import Transformer
 from pilgrim.stages.journey import Journey, only_writer, run_journey
 from pilgrim.stages.recipe import TRAINED, Recipe, load_recipe
 from pilgrim.stages.shards import run_tokenizer
-from pilgrim.stages.training import Plan, assemble
+from pilgrim.stages.training import ATTENTION, Plan, assemble
 from pilgrim.train.loop import State, load_weights
 
 GENERATE = "generate"
@@ -70,12 +73,13 @@ def profile_stage(
         folder.mkdir(parents=True, exist_ok=True)
     with only_writer(run):  # what else works in this run would be measured along
         console.stage("profile", f"{steps} steps of {stage}, after {warmup} to warm up")
-        work, setting = _work(journey, stage, TIMES_STEPS * steps + warmup + EAGER_STEPS)
-        if runtime.compile and stage != GENERATE:
-            console.say("compiling first, such that the profiler can see into it: up to some minutes")
-        captured = capture(work, runtime.device, steps, warmup, folder)
+        with TemporaryDirectory() as notes:  # what a stage would note in the run's folder
+            work, beginning = _work(journey, stage, TIMES_STEPS * steps + warmup + EAGER_STEPS, Path(notes))
+            with closing(work):
+                captured = capture(work, runtime.device, steps, warmup, folder)
+                setting = _setting(recipe, stage, work, runtime, beginning)
         limits = peaks.measured(runtime.device, runtime.dtype)
-        findings = analyse(captured, replace(setting, recipe=recipe.name), limits)
+        findings = analyse(captured, setting, limits)
         findings.save(folder / "profile.json")
         write_atomic(folder / "recipe.toml", dump_toml(recipe))  # for comparing with another profile
         hashes = read_json(run / "provenance.json")["data_sha256"]  # of the run, whose token sets these are
@@ -113,23 +117,33 @@ def refuse_other_data(run: Path, recipe: Recipe) -> None:
             )
 
 
-def _work(journey: Journey, stage: str, steps: int) -> tuple[Work, Setting]:
-    """What is to be profiled; `steps` is how many it has to be good for."""
+def _work(journey: Journey, stage: str, steps: int, notes: Path) -> tuple[Work, str]:
+    """What is to be profiled, and a sentence on what it begins with. `steps` is how many it has to be good
+    for."""
     if stage == GENERATE:
-        work, note = _generation(journey, steps)
-        return work, Setting("", stage, 0, work.rows, work.rows, journey.runtime, notes=(note,))
-    plan: Plan = import_module(f"pilgrim.stages.{stage}").plan(journey)
-    training, note = _training(journey, plan)
-    assert plan.settings.steps
-    setting = Setting(
-        "", stage, plan.settings.steps, training.rows, training.all_rows, journey.runtime, notes=(note,)
+        return _generation(journey, steps)
+    remembered = journey.folder / ATTENTION
+    if remembered.exists():
+        copyfile(remembered, notes / ATTENTION)
+    return _training(journey, import_module(f"pilgrim.stages.{stage}").plan(journey), notes)
+
+
+def _setting(recipe: Recipe, stage: str, work: Work, runtime: Runtime, beginning: str) -> Setting:
+    return Setting(
+        recipe.name,
+        stage,
+        0 if stage == GENERATE else getattr(recipe, stage).steps,
+        work.rows,
+        work.all_rows,
+        runtime,
+        "runtime.checkpoint_activations=false" if recipe.runtime.checkpoint_activations else None,
+        (beginning,),
     )
-    return training, setting
 
 
-def _training(journey: Journey, plan: Plan) -> tuple[TrainingSteps, str]:
+def _training(journey: Journey, plan: Plan, notes: Path) -> tuple[TrainingSteps, str]:
     """The stage's steps, from its last checkpoint if that is of this shape, and a sentence on which."""
-    parts = assemble(journey, plan, _fresh(journey))
+    parts = assemble(journey, plan, _fresh(journey), notes)
     store = CheckpointStore(journey.folder / plan.stage / "checkpoints")
     found = store.load_latest(journey.console.say)
     if found is None or found.state["model_config"] != parts.model.config.model_dump():
@@ -137,6 +151,8 @@ def _training(journey: Journey, plan: Plan) -> tuple[TrainingSteps, str]:
     load_weights(parts.model, found.tensors["model"], found.state["model_config"], found.folder)
     parts.optimizers.load(found.tensors["optimizer"])
     state = State(**{k: v for k, v in found.state.items() if k != "model_config"})
+    if state.micro_rows == parts.micro.given:
+        parts.micro.tokens = state.micro_tokens
     return TrainingSteps(parts, state), f"Steps began from the checkpoint of step {found.step}."
 
 

@@ -19,12 +19,12 @@ from pilgrim.model.config import ModelSettings
 from pilgrim.model.count import parameters
 from pilgrim.optim import scaling
 from pilgrim.optim.groups import OptimSettings
+from pilgrim.train.grow import mean_tokens
 from pilgrim.train.loop import TrainSettings
 
 T = TypeVar("T", bound=TrainSettings)
 
 TRAINED = ("pretrain", "midtrain", "sft")  # the tables of stages that train
-MICRO_TOKENS = 16_384  # most tokens in a microbatch: small enough for a GPU of 40 GB up to depth 20
 MIDTRAIN_SHARE = 0.15  # of the pretraining steps, where the recipe names no number
 
 
@@ -116,6 +116,12 @@ class Recipe(Settings):
             settings: TrainSettings | None = getattr(self, name)
             if settings and (what := settings.contradiction(name)):
                 raise ValueError(what)
+            lengths = [context for _, context in (settings and settings.grow and settings.grow.context) or ()]
+            if lengths and (lengths[-1] != self.model.context or max(lengths) > self.model.context):
+                raise ValueError(
+                    f"{name}.grow.context = … {lengths} must end with model.context = {self.model.context}, "
+                    f"and go no higher; write that as its last value"
+                )
         return self
 
     def resolved(self) -> "Recipe":
@@ -123,28 +129,25 @@ class Recipe(Settings):
         model, config = self.model.resolved(), self.model.config(self.tokenizer.vocab_size)
         horizon = scaling.horizon_tokens(parameters(config).matrices + config.vocab_size * config.width)
         batch = scaling.batch_tokens(horizon, config.context)
-        rows = self.pretrain.rows or batch // config.context
-        steps = self.pretrain.steps or max(1, round(horizon / (rows * config.context)))
+        grow = self.pretrain.grow
+        rows = self.pretrain.rows or (grow and grow.rows and grow.rows[-1][1]) or batch // config.context
+        steps = self.pretrain.steps or max(1, round(horizon / mean_tokens(grow, rows, config.context)))
         rates = scaling.learning_rates(config.width)
         changes: dict[str, Any] = {
             "model": model,
             "optim": self.optim.with_rates(rates.matrix, rates.embedding, rates.head, rates.norm),
-            "pretrain": _filled(self.pretrain, rows, steps, config.context),
-            "midtrain": self.midtrain
-            and _filled(self.midtrain, rows, max(1, round(MIDTRAIN_SHARE * steps)), config.context),
-            "sft": self.sft and _filled(self.sft, rows, 0, config.context),
+            "pretrain": _filled(self.pretrain, rows, steps),
+            "midtrain": self.midtrain and _filled(self.midtrain, rows, max(1, round(MIDTRAIN_SHARE * steps))),
+            "sft": self.sft and _filled(self.sft, rows, 0),
         }
         return self.model_copy(update=changes)
 
 
-def _filled(settings: T, rows: int, steps: int, context: int) -> T:
-    """The settings with rows, microbatches and steps where they name none."""
-    rows = settings.rows or rows
-    most = max(1, MICRO_TOKENS // context)
-    micro_rows = max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)
+def _filled(settings: T, rows: int, steps: int) -> T:
+    """The settings with rows and steps where they name none."""
+    grown = settings.grow and settings.grow.rows
     derived = {
-        "rows": rows,
-        "micro_rows": settings.micro_rows or micro_rows,
+        "rows": settings.rows or (grown[-1][1] if grown else rows),
         "steps": settings.steps or steps,
     }
     return settings.model_copy(update=derived)

@@ -2,17 +2,25 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from pilgrim.core import machine
+from pilgrim.core.files import read_json, write_json_atomic
 from pilgrim.core.runlog import RunLog, read_rows
+from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import Batch, PackedRows, Rows, one_pass
 from pilgrim.data.shards import TokenSet
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.load import load_model
 from pilgrim.infer.sampling import Sampling
+from pilgrim.model.attention_choice import Choice, activated, choose, trouble
+from pilgrim.model.config import ModelConfig
 from pilgrim.model.count import parameters
+from pilgrim.model.precision import train_in_fp8
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers
 from pilgrim.stages.journey import Journey, finished, refuse_older
@@ -20,9 +28,12 @@ from pilgrim.stages.shards import run_tokenizer, token_set
 from pilgrim.stages.speed import shares_of_peak
 from pilgrim.text.chat import Message, render_prompt
 from pilgrim.text.tokenizer import Tokenizer
+from pilgrim.train.fit import MicroBatch
 from pilgrim.train.loop import Loop, Parts, TrainSettings, load_weights
 from pilgrim.train.step import compiled_token_losses
 from pilgrim.train.validation import validate
+
+ATTENTION = "attention.json"  # which backend was the fastest
 
 
 @dataclass(frozen=True)
@@ -36,23 +47,35 @@ class Plan:
     chat: bool  # it teaches conversations: they are validated and sampled too
 
 
-def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None]) -> Parts:
-    """Everything that the loop needs. Nothing is written yet. `begin` is the plan's, or another one."""
+def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None], notes: Path) -> Parts:
+    """Everything that the loop needs.
+
+    `begin` is the plan's, or another one. `notes` is where the log is kept, in a folder with the stage's
+    name, and what was chosen by timing: the run's folder, but for who only looks on.
+    """
     recipe, runtime, settings = journey.recipe, journey.runtime, plan.settings
+    assert settings.rows is not None
     tokenizer, _ = run_tokenizer(journey)
     model = Transformer(recipe.model.config(tokenizer.vocab_size)).to(runtime.device)
+    model.recompute = recipe.runtime.checkpoint_activations
     begin(model)
+    if runtime.fp8:
+        train_in_fp8(model.model.layers)
 
     def packed(name: str) -> PackedRows:
         return PackedRows(token_set(journey, name), recipe.model.context, tokenizer.eot_id, runtime)
 
-    def once(tokens: TokenSet) -> Iterator[Batch]:
-        assert settings.micro_rows is not None
-        return one_pass(tokens, recipe.model.context, tokenizer.eot_id, settings.micro_rows)
+    micro = MicroBatch(settings.micro_rows)
 
-    folder = journey.folder / plan.stage
-    log = RunLog(folder)
-    losses = compiled_token_losses(runtime)
+    def once(tokens: TokenSet) -> Iterator[Batch]:
+        assert settings.rows is not None
+        context = recipe.model.context
+        return one_pass(tokens, context, tokenizer.eot_id, micro.rows(settings.rows, context))
+
+    folder, log = journey.folder / plan.stage, RunLog(notes / plan.stage)
+    rows = micro.rows(settings.rows, model.config.context)
+    attention = chosen_attention(journey, model.config, rows, log, notes)
+    losses = compiled_token_losses(runtime, attention.backend)
     held_out = {"": token_set(journey, "val")}
     if plan.chat:
         held_out["chat_"] = token_set(journey, "chat_val")
@@ -74,6 +97,7 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None])
         recipe.optim,
         plan.rows(packed),
         losses,
+        micro,
         evaluate,
         runtime,
         settings,
@@ -85,7 +109,7 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None])
 
 def train_stage(journey: Journey, plan: Plan) -> dict[str, Any]:
     """Train one stage and return its summary."""
-    parts = assemble(journey, plan, plan.begin)
+    parts = assemble(journey, plan, plan.begin, journey.folder)
     folder = journey.stage_folder(plan.stage)
     parts = replace(parts, shares=shares_of_peak(journey.folder, parts.model.config, journey.runtime))
     state = Loop(parts).run()
@@ -102,6 +126,38 @@ def train_stage(journey: Journey, plan: Plan) -> dict[str, Any]:
         "parameters": parameters(parts.model.config).total,
         "train_loss": last["loss"],
         **{k: v for k, v in final.items() if k != "step"},
+    }
+
+
+def chosen_attention(journey: Journey, config: ModelConfig, rows: int, log: RunLog, notes: Path) -> Choice:
+    """The attention backend for microbatches of `rows` rows, timed once in a run for a machine and a shape.
+
+    It is remembered in `notes`, the run's folder, because two backends round differently: a resumed run shall
+    go on with the one it began with, even if a second timing would prefer another.
+    """
+    runtime, file = journey.runtime, notes / ATTENTION
+    key = attention_key(runtime, config, rows)
+    known: list[dict[str, Any]] = read_json(file) if file.exists() else []
+    before = next((entry for entry in known if entry["for"] == key), None)
+    if before is not None and trouble(before["backend"], runtime, config) is None:
+        return activated(Choice(before["backend"], before["milliseconds"], before["left_out"]))
+    choice = choose(runtime, config, rows)
+    if runtime.device.type == "cuda" or runtime.attention != "auto":  # elsewhere there is nothing to choose
+        log.event("attention", **asdict(choice))
+        journey.console.say(choice.note)
+    if choice.milliseconds:
+        others = [entry for entry in known if entry["for"] != key]
+        write_json_atomic(file, [*others, {"for": key, **asdict(choice)}])
+    return choice
+
+
+def attention_key(runtime: Runtime, config: ModelConfig, rows: int) -> dict[str, Any]:
+    """All that a timing of attention depends on, as plain JSON."""
+    return {
+        "machine": (machine.gpu() or {}).get("name", runtime.device.type),
+        "torch": str(torch.__version__),
+        "asked": [runtime.attention, str(runtime.dtype), runtime.compile],
+        "shape": [rows, config.context, config.heads, config.kv_heads, config.head_size, *config.windows],
     }
 
 

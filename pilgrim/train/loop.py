@@ -5,8 +5,12 @@
     always:            a stopped run goes on from its last checkpoint, to the same bits
 
 Everything that determines the future is in a checkpoint: weights, optimizer state, the loader's
-position and the step. Schedules are functions of the step, and random numbers have names
-(core/runtime.py), so there is nothing else to save.
+position, the step, and the size of a microbatch. Schedules are functions of the step, and random numbers
+have names (core/runtime.py), so there is nothing else to save.
+
+Nothing in a step waits for the device, so that a GPU has its next work before it is done with this: batches
+are made ahead by a thread (data/prefetch.py) and counted before they are copied, and losses are looked at
+only now and then.
 """
 
 import math
@@ -21,20 +25,25 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.profiler import record_function
 
 from pilgrim.core.checkpoint import LATEST, CheckpointStore
+from pilgrim.core.compiling import keep_compiled
 from pilgrim.core.config import Settings
 from pilgrim.core.console import Console
 from pilgrim.core.errors import ChangedRecipe, PilgrimError
 from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.core.runtime import Runtime
-from pilgrim.data.loader import Batch, Position, Rows, batches
+from pilgrim.data.loader import Batch, Position, Rows
+from pilgrim.data.prefetch import Prefetch
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim import schedule
 from pilgrim.optim.groups import Optimizers, OptimSettings
+from pilgrim.train.fit import MicroBatch, blank, measure, too_little
+from pilgrim.train.grow import GrowSettings, Phase, grown_batches, phase_at, phases
 from pilgrim.train.step import StepResult, TokenLosses, accumulate
 
 LOOK_EVERY = 10  # steps between looks at the losses: each look waits for the device
@@ -46,7 +55,7 @@ class TrainSettings(Settings):
     steps: int | None = Field(None, ge=1, description="updates of the weights")
     rows: int | None = Field(None, ge=1, description="rows per step, over all microbatches")
     micro_rows: int | None = Field(
-        None, ge=1, description="rows per microbatch: as many as fit in memory; up to 16,384 tokens"
+        None, ge=1, description="rows per microbatch; left out: measured on a GPU, else up to 16,384 tokens"
     )
     eval_every: int = Field(100, ge=1, description="steps between evaluations; one is made at the end too")
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
@@ -55,14 +64,24 @@ class TrainSettings(Settings):
     decay: float = Field(0.65, ge=0, le=1, description="share of the run over which they fall again")
     final_lr: float = Field(0.05, ge=0, le=1, description="what they fall to, as a share of the peak")
     decay_shape: schedule.Shape = Field("linear", description="how they fall")
+    grow: GrowSettings | None = Field(None, description="shorter rows and smaller batches in the beginning")
 
     def contradiction(self, stage: str) -> str | None:
         """What can't be true together, in one sentence that names the stage; None if nothing is wrong."""
-        if self.rows and self.micro_rows and self.rows % self.micro_rows:
+        if self.grow and (what := self.grow.contradiction(f"{stage}.grow")):
+            return what
+        grown = [rows for _, rows in (self.grow and self.grow.rows) or ()]
+        if self.rows and grown and grown[-1] != self.rows:
             return (
-                f"{stage}.micro_rows = {self.micro_rows} must divide {stage}.rows = {self.rows}; "
-                f"try {math.gcd(self.rows, self.micro_rows)}"
+                f"{stage}.grow.rows ends with {grown[-1]}, but {stage}.rows = {self.rows}; "
+                f"leave {stage}.rows out, or make the two the same"
             )
+        for rows in [*grown, self.rows]:
+            if rows and self.micro_rows and rows % self.micro_rows:
+                return (
+                    f"{stage}.micro_rows = {self.micro_rows} must divide {stage}.rows = {rows}; "
+                    f"try {math.gcd(rows, self.micro_rows)}"
+                )
         if self.steps and self.warmup >= self.steps:
             return (
                 f"{stage}.warmup = {self.warmup} must be less than {stage}.steps = {self.steps}; "
@@ -84,6 +103,7 @@ class Parts:
     optim: OptimSettings
     rows: Rows
     losses: TokenLosses
+    micro: MicroBatch
     evaluate: Callable[[int], dict[str, float]]  # step -> measures, "bpb" among them
     runtime: Runtime
     settings: TrainSettings
@@ -100,6 +120,9 @@ class State:
     step: int = 0  # updates made
     tokens: int = 0  # tokens trained on, padding not counted
     position: Position | None = None  # of the loader
+    micro_tokens: int | None = None  # of a microbatch, where it was measured or halved (train/fit.py)
+    micro_rows: int | None = None  # what the recipe said about it then
+    data_wait_s: float = 0.0  # seconds spent waiting for batches, over all resumptions
     train_s: float = 0.0  # seconds spent in steps, over all resumptions
     elapsed_s: float = 0.0  # seconds spent on all of it, evaluations too, over all resumptions
 
@@ -117,7 +140,10 @@ class Loop:
     """A stage's training, from wherever it stands to its last step."""
 
     def __init__(self, parts: Parts) -> None:
-        self.parts = parts
+        settings = parts.settings
+        assert settings.rows and settings.steps
+        self.parts, self.steps = parts, settings.steps
+        self.phases = phases(settings.grow, settings.steps, settings.rows, parts.model.config.context)
         self.store = CheckpointStore(parts.folder / "checkpoints")
         self.state = State()
         self.window = Window()
@@ -125,59 +151,141 @@ class Loop:
         self.began_s = time.perf_counter()
 
     def run(self) -> State:
-        """Train to the end. Raises NonFiniteLoss if it diverges, KeyboardInterrupt if asked to stop."""
+        """Train to the end. Raises NonFiniteLoss if it diverges, OutOfMemory if memory does not suffice,
+        KeyboardInterrupt if asked to stop.
+        """
         parts, settings, state = self.parts, self.parts.settings, self._resume()
-        assert settings.rows and settings.steps
-        stream = batches(parts.rows, settings.rows, state.position)
-        with stop_asked() as stop, parts.console.progress(settings.steps, "step", state.step) as progress:
-            self._evaluate_if_due()
-            self.window = Window()
-            while state.step < settings.steps:
-                with record_function("pilgrim.data"):
-                    batch, state.position = next(stream)
-                self.step(batch)
-                stopping = stop()  # read once, so that it can't rise between saving and stopping
-                evaluate = state.step % settings.eval_every == 0 or state.step == settings.steps
-                save = state.step % settings.checkpoint_every == 0 or evaluate or stopping
-                if save or state.step % LOOK_EVERY == 0:
-                    progress.advance(len(self.window.rows), **self._look())
-                if save:
-                    self._save()
-                if stopping:
+        made = grown_batches(parts.rows, self.phases, state.step, state.position)
+        with Prefetch(made, parts.runtime.device) as stream:
+            self.prepare()
+            with stop_asked() as stop, parts.console.progress(self.steps, "step", state.step) as progress:
+                self._evaluate_if_due()
+                self.window = Window()
+                while state.step < self.steps:
+                    waited_s = stream.waited_s
+                    with record_function("pilgrim.data"):
+                        batch, state.position = next(stream)
+                    state.data_wait_s += stream.waited_s - waited_s
+                    self.step(batch)
+                    stopping = stop()  # read once, so that it can't rise between saving and stopping
+                    evaluate = state.step % settings.eval_every == 0 or state.step == self.steps
+                    save = state.step % settings.checkpoint_every == 0 or evaluate or stopping
+                    if save or state.step % LOOK_EVERY == 0:
+                        progress.advance(len(self.window.rows), **self._look())
+                    if save:
+                        self._save()
+                    if stopping:
+                        self._stop()
+                    if evaluate:
+                        self._evaluate_if_due()
+                    if save:
+                        self.window = Window()  # the clock of training stands still meanwhile
+                if stop():  # asked for during the last evaluation
                     self._stop()
-                if evaluate:
-                    self._evaluate_if_due()
-                if save:
-                    self.window = Window()  # the clock of training stands still meanwhile
-            if stop():  # asked for during the last evaluation
-                self._stop()
         state.elapsed_s = time.perf_counter() - self.began_s
         return state
 
+    def prepare(self) -> None:
+        """Find the size of the microbatch, and compile. Changes no weight, and is said."""
+        self._fit()
+        self._compile()
+
     def step(self, batch: Batch) -> None:
-        """One update of the weights. Nothing is written, and nobody waits for the device."""
+        """One update of the weights. Nobody waits for the device; an event is written if memory runs out."""
         parts, settings, state = self.parts, self.parts.settings, self.state
-        assert settings.steps and settings.micro_rows and parts.optim.matrix_lr is not None
-        multiplier = settings.lr_scale * schedule.learning_rate(
+        assert parts.optim.matrix_lr is not None
+        phase = phase_at(self.phases, state.step)
+        by_step = schedule.learning_rate(
             state.step,
-            settings.steps,
+            self.steps,
             settings.warmup,
             settings.decay,
             settings.final_lr,
             settings.decay_shape,
         )
+        multiplier = settings.lr_scale * by_step * phase.lr
         momentum = schedule.momentum(
             state.step, parts.optim.momentum_start, parts.optim.momentum, parts.optim.momentum_warmup
         )
-        result = accumulate(parts.model, batch, settings.micro_rows, parts.losses, parts.runtime)
+        result = self._gradients(batch, phase)
         with record_function("pilgrim.optimizer"):
-            parts.optimizers.step(multiplier, momentum)
+            try:
+                parts.optimizers.step(multiplier, momentum)
+            except torch.OutOfMemoryError:  # some weights have moved: this can't be done again
+                raise too_little("none was left for the optimizers' step") from None
         tokens = batch.tokens
         state.step += 1
         state.tokens += tokens
         self.window.tokens += tokens
         measured = {"learning_rate": parts.optim.matrix_lr * multiplier, "tokens": state.tokens}
         self.window.rows.append((state.step, measured, result))
+
+    def _gradients(self, batch: Batch, phase: Phase) -> StepResult:
+        """Forward and backward, again in smaller parts as long as memory does not suffice."""
+        while (result := self._tried(batch, phase)) is None:
+            self._shrink(phase)
+        return result
+
+    def _tried(self, batch: Batch, phase: Phase) -> StepResult | None:
+        """None if memory did not suffice.
+
+        It is dealt with outside of here: the error holds on to the frames that it passed through, and with
+        them to all that they had computed.
+        """
+        parts = self.parts
+        micro_rows = parts.micro.rows(phase.rows, phase.context)
+        try:
+            return accumulate(parts.model, batch, micro_rows, parts.losses, parts.runtime)
+        except torch.OutOfMemoryError:
+            return None
+
+    def _shrink(self, phase: Phase) -> None:
+        """Give back what the failed attempt has left, and halve the microbatch."""
+        parts, before = self.parts, self.parts.micro.rows(phase.rows, phase.context)
+        parts.model.zero_grad(set_to_none=True)
+        if parts.runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not parts.micro.halve(phase.rows, phase.context):
+            raise too_little(f"one row of {phase.context} tokens is too much")
+        now = parts.micro.rows(phase.rows, phase.context)
+        parts.log.event("out_of_memory", step=self.state.step, micro_rows=before, now=now)
+        parts.console.say(
+            f"out of memory with {before} rows at once: goes on with {now}, which gives the same gradients"
+        )
+
+    def _fit(self) -> None:
+        """Find the microbatch on a GPU, unless the recipe or a checkpoint says it, before hours are lost."""
+        parts, micro = self.parts, self.parts.micro
+        unknown = micro.given is None and micro.tokens is None
+        if parts.runtime.device.type != "cuda" or not unknown or self.state.step == self.steps:
+            return
+        largest = max(self.phases, key=lambda phase: (phase.context, phase.rows))
+        found = measure(
+            parts.model,
+            parts.losses,
+            parts.runtime,
+            parts.optimizers.missing_bytes(),
+            largest.rows,
+            largest.context,
+        )
+        micro.tokens = found.rows * largest.context
+        parts.log.event("fit", context=largest.context, **asdict(found))
+        parts.console.say(str(found))
+
+    def _compile(self) -> None:
+        """Compile the step for all shapes that will come, by a rehearsal that changes nothing; say so."""
+        parts, began_s = self.parts, time.perf_counter()
+        coming = [phase for phase in self.phases if self.state.step < phase.end]
+        if not parts.runtime.compile or not coming:
+            return
+        parts.console.say(
+            "compiling the training step: a minute or two the first time, "
+            f"then seconds, as it is kept in {keep_compiled()}"
+        )
+        for phase in {(phase.rows, phase.context): phase for phase in coming}.values():
+            self._gradients(blank(parts.micro.rows(phase.rows, phase.context), phase.context), phase)
+        parts.optimizers.rehearse()
+        parts.log.event("compiled", elapsed_s=time.perf_counter() - began_s)
 
     def _look(self) -> dict[str, float]:
         """Write the window's rows; stop if a loss is not finite. The only place that waits for the device."""
@@ -193,7 +301,13 @@ class Loop:
         state.train_s += elapsed_s
         speed = window.tokens / elapsed_s
         shares = parts.shares(speed)
-        parts.log.timing(state.step, elapsed_s=state.train_s, tokens_per_s=speed, **shares)
+        parts.log.timing(
+            state.step,
+            elapsed_s=state.train_s,
+            tokens_per_s=speed,
+            data_wait_s=state.data_wait_s,
+            **shares,
+        )
         self.window = Window()
         return {"loss": loss, "tokens_per_s": speed, **shares}
 
@@ -233,6 +347,7 @@ class Loop:
         self.parts.log.evaluation(state.step, **measures)  # last: what is on record is not done again
 
     def _save(self) -> None:
+        self.state.micro_tokens, self.state.micro_rows = self.parts.micro.tokens, self.parts.micro.given
         self.state.elapsed_s = time.perf_counter() - self.began_s
         tensors = {"model": self.parts.model.weights(), "optimizer": self.parts.optimizers.tensors()}
         state = {**asdict(self.state), "model_config": self.parts.model.config.model_dump()}
@@ -254,6 +369,8 @@ class Loop:
         load_weights(parts.model, found.tensors["model"], found.state["model_config"], found.folder)
         parts.optimizers.load(found.tensors["optimizer"])
         self.state = State(**{k: v for k, v in found.state.items() if k != "model_config"})
+        if self.state.micro_rows == parts.micro.given:  # else the recipe's new word counts
+            parts.micro.tokens = self.state.micro_tokens
         self.began_s -= self.state.elapsed_s  # as if there had been no interruption
         parts.log.rewind(found.step)
         parts.log.event("resume", step=found.step)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pilgrim.data.loader import IGNORED, Batch
 from pilgrim.model.attention import packed_attention
+from pilgrim.model.attention_kernels import Backend, Layout
 from pilgrim.model.transformer import Transformer
 
 CHUNK = 1024  # tokens whose scores are held at a time
@@ -34,9 +35,19 @@ class Losses(NamedTuple):
     each_bt: Tensor  # fp32 [b, t]; 0 where no loss counts
 
 
-def token_losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
-    """Negative log-likelihood of the batch's targets: their sum, to train on, and each, to measure."""
-    hidden = model(batch.inputs_bt, packed_attention(batch.documents_bt, dtype), dtype=dtype)
+def token_losses(
+    model: Transformer,
+    batch: Batch,
+    dtype: torch.dtype,
+    backend: Backend | None = None,
+    layout: Layout = None,
+) -> Losses:
+    """Negative log-likelihood of the batch's targets: their sum, to train on, and each, to measure.
+
+    `backend` and `layout` are for `packed_attention`.
+    """
+    attend = packed_attention(batch.documents_bt, dtype, model.windows, backend, layout)
+    hidden = model(batch.inputs_bt, attend, dtype=dtype)
     targets_n = batch.targets_bt.flatten()
     total, each_n = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden.flatten(0, 1), model.lm_head.weight, targets_n
@@ -46,7 +57,8 @@ def token_losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses
 
 def plain_token_losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> Tensor:
     """The slow twin, [b, t]: all scores at once, and torch's own loss. Every token carries a gradient."""
-    hidden = model(batch.inputs_bt, packed_attention(batch.documents_bt, dtype), dtype=dtype)
+    attend = packed_attention(batch.documents_bt, dtype, model.windows)
+    hidden = model(batch.inputs_bt, attend, dtype=dtype)
     logits, targets = model.logits(hidden).float(), batch.targets_bt
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view_as(targets)

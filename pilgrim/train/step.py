@@ -12,17 +12,29 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from pilgrim.core.compiling import compiled
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import Batch
+from pilgrim.model.attention_kernels import Backend, prepare
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.losses import Losses, token_losses
 
 TokenLosses = Callable[[Transformer, Batch, torch.dtype], Losses]
 
 
-def compiled_token_losses(runtime: Runtime) -> TokenLosses:
-    """`token_losses`, compiled if the runtime says so. Training and validation share the compiled code."""
-    return torch.compile(token_losses, dynamic=False) if runtime.compile else token_losses
+def compiled_token_losses(runtime: Runtime, backend: Backend | None = None) -> TokenLosses:
+    """`token_losses`, compiled if the runtime says so. Training and validation share the compiled code.
+
+    `backend` is the attention that was chosen. What it needs to know of a batch is made before, outside of
+    the compiled part (model/attention_kernels.py), so that this is one graph for every batch.
+    """
+    whole = compiled(token_losses) if runtime.compile else token_losses
+
+    def losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
+        layout = prepare(batch.documents_bt, batch.starts_bd, model.windows, backend)
+        return whole(model, batch, dtype, backend, layout)
+
+    return losses
 
 
 @dataclass(frozen=True)

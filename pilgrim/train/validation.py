@@ -35,8 +35,10 @@ def validate(
     """Score batches of equal shape; the last may have fewer rows and is filled up with padding.
 
     Gradients stay on while the compiled function runs, so that the one that was compiled for training
-    serves here too; nothing is propagated back.
+    serves here too; nothing is propagated back. What trains in fp8 is evaluated in the runtime's dtype.
     """
+    training = model.training
+    model.eval()
     bytes_of = torch.tensor(token_bytes, device=runtime.device)
     text_nats = all_nats = 0.0
     text_bytes = targets = full = 0
@@ -50,6 +52,7 @@ def validate(
         all_nats += float(nats[counted].sum())
         text_bytes += int(sizes.sum())
         targets += int(counted.sum())
+    model.train(training)
     return Validation(
         text_nats / math.log(2) / max(1, text_bytes), all_nats / max(1, targets), text_bytes, targets
     )

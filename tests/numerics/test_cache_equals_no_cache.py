@@ -6,8 +6,9 @@ import torch
 from pilgrim.core.runtime import Runtime
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.sampling import Sampling
-from pilgrim.model.attention import causal_attention
+from pilgrim.model.attention import packed_attention
 from pilgrim.model.config import ModelSettings
+from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
 
 RUNTIME = Runtime(torch.device("cpu"), torch.float32, compile=False, seed=1)
@@ -18,6 +19,10 @@ SHAPES = {
     "one key head, tied": ModelSettings(
         depth=2, width=32, head_size=8, heads=4, kv_heads=1, context=256, tied=True
     ),
+    "windows": ModelSettings(
+        depth=3, width=48, head_size=8, heads=6, kv_heads=2, context=256, window=7, window_pattern="SL"
+    ),
+    "a window of one": ModelSettings(depth=2, width=32, head_size=8, context=256, window=1),
 }
 
 
@@ -38,7 +43,9 @@ def random_ids(length: int, seed: int) -> list[int]:
 @torch.no_grad()
 def uncached(model: Transformer, ids: list[int]) -> torch.Tensor:
     """Scores after every token of one text, [t, v]."""
-    return model.logits(model(torch.tensor([ids]), causal_attention))[0]
+    one_document = torch.zeros(1, len(ids))
+    attend = packed_attention(one_document, torch.float32, model.windows)
+    return model.logits(model(torch.tensor([ids]), attend))[0]
 
 
 @pytest.mark.parametrize("pieces", [[1] * 60, [60], [17, 1, 1, 30, 1, 10], [1, 59], [59, 1]], ids=str)
@@ -64,6 +71,20 @@ def test_scores_are_the_same_in_a_batch_of_unequal_rows(model: Transformer) -> N
         texts = [text + part for text, part in zip(texts, parts, strict=True)]
         expected = torch.stack([uncached(model, text)[-1] for text in texts])
         torch.testing.assert_close(scores_bv, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [4, 16])
+def test_windows_may_be_read_in_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long prompts go through windows a block of queries at a time."""
+    monkeypatch.setattr("pilgrim.infer.cache.BLOCK", block)
+    model = Transformer(SHAPES["windows"].config(vocab_size=200))
+    initialize(model, torch.Generator().manual_seed(3))
+    engine, ids = Engine(model, RUNTIME), random_ids(60, seed=2)
+    cache = engine.cache(rows=2, capacity=80)
+    engine.read(cache, 0, [ids[:40], ids[:9]])
+    scores_bv = engine.read(cache, 0, [ids[40:], ids[9:29]])
+    expected = torch.stack([uncached(model, ids)[-1], uncached(model, ids[:29])[-1]])
+    torch.testing.assert_close(scores_bv, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_200_greedy_tokens_are_the_same(model: Transformer) -> None:

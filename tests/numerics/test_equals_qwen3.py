@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from pilgrim.export.huggingface import export_weights
-from pilgrim.model.attention import causal_attention
+from pilgrim.model.attention import packed_attention
 from pilgrim.model.config import ModelSettings
 from pilgrim.model.transformer import Transformer
 from pilgrim.text.tokenizer import Tokenizer, train_tokenizer
@@ -31,6 +31,9 @@ SHAPES = {
         depth=2, width=56, head_size=8, heads=2, mlp_width=40, tied=True, context=CONTEXT
     ),
     "one layer": ModelSettings(depth=1, context=CONTEXT),
+    "windows in two layers of three": ModelSettings(
+        depth=4, width=64, head_size=16, kv_heads=2, context=CONTEXT, window=24, window_pattern="SSL"
+    ),
 }
 
 
@@ -67,6 +70,11 @@ def network(settings: ModelSettings, vocab_size: int) -> Transformer:
     return model
 
 
+def logits(model: Transformer, ids: Tensor) -> Tensor:
+    """Of rows that are one document each."""
+    return model.logits(model(ids, packed_attention(torch.zeros_like(ids), torch.float32, model.windows)))
+
+
 def some_ids(vocab_size: int, b: int, t: int) -> Tensor:
     return torch.randint(vocab_size, (b, t), generator=torch.Generator().manual_seed(8))
 
@@ -79,17 +87,32 @@ def test_every_key_finds_its_place(both: Both) -> None:
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
     assert theirs.config.tie_word_embeddings == ours.config.tied
     assert theirs.config.rope_parameters["rope_theta"] == ours.config.rope_theta
-    assert set(theirs.config.layer_types) == {"full_attention"}
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in ours.windows]
+    assert theirs.config.layer_types == kinds
 
 
 @torch.no_grad()
 def test_logits_are_the_same(both: Both) -> None:
     ours, theirs, _ = both
     ids = some_ids(ours.config.vocab_size, 2, CONTEXT)
-    our_logits, their_logits = ours.logits(ours(ids, causal_attention)), theirs(ids).logits
+    our_logits, their_logits = logits(ours, ids), theirs(ids).logits
     error = (our_logits - their_logits).abs().max() / their_logits.abs().max()
     assert error <= 1e-5
     assert their_logits.std() > 0.5  # it is no comparison of zeros
+
+
+@torch.no_grad()
+def test_the_windows_are_not_a_word_only() -> None:
+    """Behind the window's length the same weights without windows say something else, and before not."""
+    settings = SHAPES["windows in two layers of three"]
+    near, far = (
+        network(s, 97)
+        for s in (settings, settings.model_copy(update={"window": None, "window_pattern": None}))
+    )
+    ids = some_ids(97, 1, CONTEXT)
+    difference = (logits(near, ids) - logits(far, ids)).abs().amax(-1)[0]
+    assert difference[:24].max() < 1e-4
+    assert difference[24:].min() > 0.01
 
 
 @torch.no_grad()
@@ -98,8 +121,7 @@ def test_greedy_continuations_are_the_same(both: Both) -> None:
     ours, theirs, _ = both
     ids = prompt = some_ids(ours.config.vocab_size, 1, 16)
     for _ in range(CONTINUATION):
-        last = ours(ids, causal_attention)[:, -1]
-        ids = torch.cat([ids, ours.logits(last).argmax(-1, keepdim=True)], 1)
+        ids = torch.cat([ids, logits(ours, ids)[:, -1].argmax(-1, keepdim=True)], 1)
     theirs.generation_config.eos_token_id = None  # or it would stop there
     continued = theirs.generate(prompt, max_new_tokens=CONTINUATION, do_sample=False)
     assert continued.tolist() == ids.tolist()

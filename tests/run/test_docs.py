@@ -36,7 +36,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 HISTORY = [ROOT / "CHANGELOG.md", *sorted(ROOT.glob("journal/*.md"))]
 
 # Every program that a document tells one to start; pilgrim and make are checked further.
-PROGRAMS = {"pilgrim", "make", "cmp", "tail", "source", "export", "pip"}
+PROGRAMS = {"pilgrim", "make", "cmp", "tail", "source", "export", "pip", "pytest", "python"}
 SUFFIXES = {".html", ".json", ".jsonl", ".md", ".npy", ".py", ".safetensors", ".toml", ".zst"}
 
 

@@ -54,6 +54,14 @@ def test_a_trained_stage_leaves_its_rows(walked: Path, stage: str) -> None:
     assert [row["kind"] for row in read_rows(folder / "events.jsonl")] == ["start", "done"]
 
 
+def test_speeds_are_told_beside_the_machines_peak(walked: Path) -> None:
+    assert read_json(walked / "peak.json")["matmul_flops"] > 0
+    for stage in EVALUATED:
+        rows = read_rows(walked / stage / "timings.jsonl")
+        assert rows and all(0 < row["mfu"] < 1 for row in rows)
+        assert 0 < read_json(walked / stage / "DONE.json")["summary"]["mfu"] < 1
+
+
 def test_it_learns(walked: Path) -> None:
     """Even in 24 steps; and each stage begins where the one before ended."""
     bpb = [row["bpb"] for stage in EVALUATED for row in read_rows(walked / stage / "evals.jsonl")]

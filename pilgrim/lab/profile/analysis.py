@@ -50,7 +50,7 @@ def analyse(captured: Captured, setting: Setting, limits: Peaks) -> Findings:
     falls = waterfall(trace, tasks, measured, needed, step_s)
     times = phases(trace, tasks, step_s)
     held = memory(trace, _known(captured, setting))
-    warming_s = max(0.0, sum(captured.warm_s) - len(captured.warm_s) * step_s) if compiles else 0.0
+    warming_s = max(0.0, sum(captured.warm_s) - (len(captured.warm_s) - 1) * step_s) if compiles else 0.0
     compilation = captured.compile_log.compilation(compiles, warming_s)
     spec = peaks.spec_of(machine.device_name(device))
     promised = spec.peak(runtime.dtype) if spec else None

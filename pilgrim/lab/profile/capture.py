@@ -1,6 +1,6 @@
 """Measuring: warm up, time steps as they are, trace some, time some more, and look once without the compiler.
 
-    warm up    compiles, fills caches; timed, and in no trace
+    warm up    fits the microbatch, compiles, fills caches; timed, and in no trace
     plain      the times that count: no profiler is on
     traced     the same steps under torch.profiler: what they consist of
     plain      once more, so that a machine that got slower meanwhile doesn't look like the profiler's cost
@@ -40,7 +40,7 @@ class Captured:
 
     trace: Path
     snapshot: Path | None
-    warm_s: tuple[float, ...]  # steps of warming up, compilation included
+    warm_s: tuple[float, ...]  # preparing, and the steps of warming up: compilation is in there
     plain_s: tuple[float, ...]  # steps without the profiler
     loads: tuple[Load, ...]  # of the traced steps
     held: Held
@@ -52,7 +52,7 @@ class Captured:
 def capture(work: Work, device: torch.device, steps: int, warmup: int, folder: Path) -> Captured:
     """Measure `steps` steps, and write trace and snapshot into `folder`."""
     with listening() as log:
-        warm_s = [_timed_once(work, device) for _ in range(warmup)]
+        warm_s = [_seconds(work.prepare), *(_seconds(_whole(work)) for _ in range(warmup))]
         log.steady = True
         before_s = timed(work, device, steps)
         loads = _traced(work, device, steps, folder)
@@ -60,9 +60,10 @@ def capture(work: Work, device: torch.device, steps: int, warmup: int, folder: P
         log.steady = False
         held = work.held()  # after steps, since the optimizer's state begins with the first
         with without_compiling():
-            work.step()
-            layers = eager.layers(work.model, _quiet(work), lambda: synchronize(device))
-            sources = eager.sources(_quiet(work))
+            step = _whole(work)
+            step()
+            layers = eager.layers(work.model, step, lambda: synchronize(device))
+            sources = eager.sources(step)
     snapshot = folder / SNAPSHOT
     return Captured(
         folder / TRACE,
@@ -98,11 +99,20 @@ def timed(work: Work, device: torch.device, steps: int) -> list[float]:
         return [b - a for a, b in pairwise(clock)]
 
 
-def _timed_once(work: Work, device: torch.device) -> float:
+def _seconds(work: Callable[[], None]) -> float:
     began = time.perf_counter()
-    work.step()
-    work.finish()
+    work()
     return time.perf_counter() - began
+
+
+def _whole(work: Work) -> Callable[[], None]:
+    """A step that is waited for."""
+
+    def step() -> None:
+        work.step()
+        work.finish()
+
+    return step
 
 
 def _traced(work: Work, device: torch.device, steps: int, folder: Path) -> tuple[Load, ...]:
@@ -138,10 +148,3 @@ def _no_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def _quiet(work: Work) -> Callable[[], None]:
-    def step() -> None:
-        work.step()
-
-    return step

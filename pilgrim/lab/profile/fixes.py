@@ -8,7 +8,7 @@ each other, so two may claim the same time; gains must not be added up. The thre
 Whether a prediction was right is for `pilgrim profile --diff` to say.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -46,9 +46,6 @@ class Evidence:
     @property
     def trains(self) -> bool:
         return self.stage != "generate"
-
-
-Rule = Callable[[Evidence], Fix | None]
 
 
 def fixes(evidence: Evidence) -> tuple[Fix, ...]:
@@ -268,7 +265,7 @@ def few_replies(e: Evidence) -> Fix | None:
     )
 
 
-RULES: tuple[Rule, ...] = (
+RULES = (
     loader_stalls,
     graph_breaks,
     recompiles,

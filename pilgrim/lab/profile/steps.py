@@ -18,11 +18,13 @@ from torch.profiler import record_function
 from pilgrim.core.peaks import synchronize
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import batches
+from pilgrim.data.prefetch import Prefetch
 from pilgrim.infer.cache import KVCache
 from pilgrim.infer.engine import Engine, Writer
 from pilgrim.infer.sampling import Sampling
 from pilgrim.model.count import flops_needed, kv_cache_bytes
 from pilgrim.model.transformer import Transformer
+from pilgrim.train.grow import phase_at
 from pilgrim.train.loop import Loop, Parts, State
 
 
@@ -48,8 +50,14 @@ class Work(Protocol):
     """Something that can be profiled."""
 
     model: nn.Module
-    rows: int  # that go through the network together
-    all_rows: int  # of a step
+
+    @property
+    def rows(self) -> int: ...  # that go through the network together
+
+    @property
+    def all_rows(self) -> int: ...  # of a step
+
+    def prepare(self) -> None: ...
 
     def step(self) -> Load: ...
 
@@ -57,34 +65,47 @@ class Work(Protocol):
 
     def held(self) -> Held: ...
 
+    def close(self) -> None: ...
+
 
 class TrainingSteps:
-    """Steps of a trained stage, made by the loop's own code."""
+    """Steps of a trained stage, made by the loop's own code, at the place in the schedules where it stands.
+
+    A stage that is done makes its last step again.
+    """
 
     def __init__(self, parts: Parts, state: State) -> None:
-        assert parts.settings.rows and parts.settings.steps and parts.settings.micro_rows
         self.model: nn.Module = parts.model
-        self.rows, self.all_rows = parts.settings.micro_rows, parts.settings.rows
         self._parts, self._loop = parts, Loop(parts)
         self._loop.state = state
-        self._batches = batches(parts.rows, parts.settings.rows, state.position)
+        self._at = state.step = min(state.step, self._loop.steps - 1)
+        self._phase = phase_at(self._loop.phases, self._at)
+        made = batches(parts.rows.at(self._phase.context), self._phase.rows, state.position)
+        self._batches = Prefetch(made, parts.runtime.device)
         self._gradients: frozenset[int] = frozenset()
         for optimizer in (parts.optimizers.muon, parts.optimizers.adamw):
             optimizer.register_step_pre_hook(self._look_at_gradients)
 
+    @property
+    def rows(self) -> int:
+        return self._parts.micro.rows(self._phase.rows, self._phase.context)
+
+    @property
+    def all_rows(self) -> int:
+        return self._phase.rows
+
+    def prepare(self) -> None:
+        """Fit the microbatch, and compile."""
+        self._loop.prepare()
+
     def step(self) -> Load:
-        self._gradients = frozenset()
-        # The schedules know no step after the last: a finished stage's is done once more.
-        assert self._parts.settings.steps
-        self._loop.state.step = min(self._loop.state.step, self._parts.settings.steps - 1)
+        self._gradients, self._loop.state.step = frozenset(), self._at
         with record_function("pilgrim.data"):
             batch, self._loop.state.position = next(self._batches)
         self._loop.step(batch)
         # As for the MFU that training shows: each row is taken for one document (stages/speed.py).
-        config = self._parts.model.config
-        return Load(
-            batch.tokens, float(batch.tokens * flops_needed(config, config.context).training), self._gradients
-        )
+        per_token = flops_needed(self._parts.model.config, self._phase.context).training
+        return Load(batch.tokens, float(batch.tokens * per_token), self._gradients)
 
     def finish(self) -> None:
         with record_function("pilgrim.sync"):
@@ -94,6 +115,9 @@ class TrainingSteps:
     def held(self) -> Held:
         state = self._parts.optimizers.tensors().values()
         return Held(_bytes(self.model.parameters()), _bytes(state), 0)
+
+    def close(self) -> None:
+        self._batches.__exit__(None, None, None)
 
     def _look_at_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         parameters = (p for group in optimizer.param_groups for p in group["params"])
@@ -130,6 +154,12 @@ class GenerationSteps:
         self._cache = self._engine.cache(self.rows, self._capacity)
         scores = self._engine.read(self._cache, 0, [w.prompt for w in writers])
         self._stream = self._engine.write(self._cache, writers, scores, self._sampling, stop_ids=())
+
+    def prepare(self) -> None:
+        self._begin()
+
+    def close(self) -> None:
+        pass
 
     def step(self) -> Load:
         if self._left == 0:

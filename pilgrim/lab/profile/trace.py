@@ -48,6 +48,7 @@ to _to_copy type_as contiguous matmul linear zeros ones zeros_like ones_like ful
 new_full stack clone pin_memory arange einsum pad softmax log_softmax outer hstack vstack
 scaled_dot_product_attention
 """
+HELP = frozenset({"aten::fill_", "aten::zero_", "aten::copy_"})  # what kernels call to prepare their output
 BOOKKEEPING = frozenset(f"aten::{name}" for name in f"{VIEWS} {ALLOCATIONS} {WRAPPERS}".split())
 
 
@@ -211,25 +212,18 @@ def _working(trace: Trace, roots: list[Op], main: int) -> Iterator[Task]:
     """On a CPU: the operations of the main thread that compute, wherever they are in the tree of calls."""
     for root in roots:
         if root.thread == main:
-            yield from _working_below(trace, root)[0]
+            yield from _working_below(trace, root)
 
 
-def _working_below(trace: Trace, op: Op) -> tuple[list[Task], float]:
-    """The tasks in `op`, itself included, and the time that they take."""
-    found: list[Task] = []
-    inside_us = 0.0
-    for child in op.children:
-        tasks, busy_us = _working_below(trace, child)
-        found += tasks
-        inside_us += busy_us
-    children = [(child.begin_us, child.end_us) for child in op.children]
-    own_us = op.end_us - op.begin_us - length(overlap(children, [(op.begin_us, op.end_us)]))
-    # A wrapper passes its time on to its children; what keeps most of it for itself computes.
-    if _computes(op.name) and (not found or own_us > inside_us):
+def _working_below(trace: Trace, op: Op) -> Iterator[Task]:
+    """The tasks in `op`, itself included. What works by calling others is none, but for help."""
+    found = [task for child in op.children for task in _working_below(trace, child)]
+    yield from found
+    if _computes(op.name) and all(task.name in HELP for task in found):
+        inside = overlap(((c.begin_us, c.end_us) for c in op.children), [(op.begin_us, op.end_us)])
+        own_us = op.end_us - op.begin_us - length(inside)
         phase = trace.phase_at(op.begin_us)
-        found.append(Task(op.name, op.begin_us, op.end_us, own_us, phase, op, _communicates(op.name)))
-        inside_us += own_us
-    return found, inside_us
+        yield Task(op.name, op.begin_us, op.end_us, own_us, phase, op, _communicates(op.name))
 
 
 def _computes(name: str) -> bool:

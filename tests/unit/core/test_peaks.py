@@ -1,6 +1,7 @@
 """What this machine can do at best: measured, and as makers promise it."""
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,6 +103,21 @@ def test_the_table_holds_together(found: Spec) -> None:
 
 def test_no_card_is_in_the_table_twice() -> None:
     assert len({found.name.lower() for found in SPECS}) == len(SPECS)
+
+
+def test_the_documents_show_this_table() -> None:
+    """docs/hardware.md has a row for each device: copy what this prints when it differs."""
+
+    def figure(value: float | None, unit: float) -> str:
+        return "–" if value is None else f"{value / unit:g}"
+
+    rows = [
+        f"| {found.name} | {figure(found.flops.get('bf16'), 1e12)} | {figure(found.flops.get('fp8'), 1e12)} "
+        f"| {figure(found.flops.get('fp32'), 1e12)} | {figure(found.bytes_per_s, 1e9)} | {found.source} |"
+        for found in SPECS
+    ]
+    page = (Path(__file__).parents[3] / "docs/hardware.md").read_text()
+    assert "\n".join(rows) in page, "\n" + "\n".join(rows)
 
 
 @pytest.mark.gpu

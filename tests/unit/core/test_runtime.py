@@ -134,3 +134,13 @@ def test_a_gpu_computes_in_what_was_decided() -> None:
     x = torch.ones(8, 8, device=runtime.device, dtype=runtime.dtype)
     assert (x @ x).sum().item() == 512
     assert machine.gpu() is not None
+
+
+def test_fp8_is_refused_where_there_is_none() -> None:
+    with pytest.raises(SettingsError, match=r'runtime.fp8 = "on": it needs an NVIDIA GPU; write "off"'):
+        start(RuntimeSettings(device="cpu", fp8="on"), seed=7)
+
+
+def test_what_is_not_decided_here_is_passed_on() -> None:
+    runtime = start(RuntimeSettings(device="cpu", compile="off", attention="reference"), seed=7)
+    assert runtime.attention == "reference" and not runtime.fp8

@@ -63,7 +63,7 @@ def expected(documents: list[list[int]]) -> Counter[tuple[int, int]]:
 def rows_of_epoch(source: PackedRows, epoch: int) -> list[Batch]:
     """All rows of one epoch, found by their positions."""
     found: list[Batch] = []
-    for row, position in source.rows({"epoch": epoch, "window": 0, "row": 0}):
+    for row, position in source.rows({"epoch": epoch, "window": 0, "taken": []}):
         if position["epoch"] != epoch:
             return found
         found.append(row)
@@ -244,6 +244,66 @@ def test_a_batch_sees_all_lengths() -> None:
     assert min(max(pieces[:half]), max(pieces[half:])) > 1
 
 
+# Rows that grow -----------------------------------------------------------------------------------
+
+
+def grown(source: PackedRows, plan: list[tuple[int, int]], position: Position | None) -> Position | None:
+    """The position after `plan`: (context, rows taken at it) one after the other."""
+    for context, n in plan:
+        for _, after in islice(source.at(context).rows(position), n):
+            position = after
+    return position
+
+
+@given(some_lengths, st.lists(st.tuples(st.integers(1, 24), st.integers(0, 12)), max_size=4))
+@settings(deadline=None, max_examples=60)
+def test_when_the_context_changes_no_token_is_lost_and_none_comes_twice(
+    lengths: list[int], plan: list[tuple[int, int]]
+) -> None:
+    """Rows of several lengths, until the epoch ends at the last of them."""
+    documents = numbered(lengths)
+    source: PackedRows = PackedRows(token_set(documents), CONTEXT, END, runtime())
+    epochs: dict[int, list[Batch]] = {}
+    position: Position | None = None
+    for context, n in [*plan, (CONTEXT, 10**9)]:
+        for row, after in islice(source.at(context).rows(position), n):
+            position = after
+            epochs.setdefault(after["epoch"], []).append(row)
+            if after["epoch"] > 20:
+                break
+    assert position is not None
+    del epochs[position["epoch"]]  # it has only begun
+    for rows in epochs.values():
+        assert sum((transitions(row) for row in rows), Counter()) == expected(documents)
+
+
+def test_pieces_are_joined_again_when_rows_get_longer() -> None:
+    """A document of 64 tokens, of which a row of 16 was taken, leaves 48: in rows of 32, two rows."""
+    source = PackedRows(token_set([[END, *range(1, 64)]]), CONTEXT, END, runtime())
+    position = grown(source, [(CONTEXT, 1)], None)
+    (first, _), (second, after) = islice(source.at(32).rows(position), 2)
+    lengths = sorted(int((row.documents_bt >= 0).sum()) for row in (first, second))
+    assert sum(lengths) == 48
+    assert after == {"epoch": 0, "window": 0, "taken": [[16, 1], [32, 2]]}
+
+
+@pytest.mark.parametrize("window", [4, 4096])
+def test_from_every_position_after_a_switch_the_same_rows_follow(
+    window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "WINDOW", window)
+    lengths = np.random.default_rng(1).integers(1, 40, 18).tolist()
+    source = PackedRows(token_set(numbered(lengths)), CONTEXT, END, runtime())
+    position = grown(source, [(8, 5), (12, 2)], None)
+    straight = list(islice(source.rows(position), 40))
+    for i, (_, here) in enumerate(straight[:-3]):
+        saved: Position = json.loads(json.dumps(here))
+        again = PackedRows(token_set(numbered(lengths)), CONTEXT, END, runtime()).rows(saved)
+        for (row, at), (ours, there) in zip(straight[i + 1 : i + 4], islice(again, 3), strict=True):
+            assert same(row, ours)
+            assert at == there
+
+
 # Batches ------------------------------------------------------------------------------------------
 
 
@@ -253,7 +313,7 @@ def test_a_batch_has_its_rows_in_order() -> None:
     (first, _), (second, position) = islice(batches(source, 3, None), 2)
     assert same(first, stack(single[:3]))
     assert same(second, stack(single[3:]))
-    assert position == {"epoch": 0, "window": 0, "row": 6}
+    assert position == {"epoch": 0, "window": 0, "taken": [[CONTEXT, 6]]}
 
 
 def test_microbatches_are_the_batch_in_parts() -> None:
@@ -276,3 +336,14 @@ def test_one_token_documents() -> None:
     batch = next(one_pass(token_set([[END], [END]]), 4, END, 1))
     assert batch.targets_bt.tolist() == [[END, END, IGNORED, IGNORED]]
     assert batch.documents_bt.tolist() == [[0, 1, -1, -1]]
+
+
+def test_where_documents_begin_travels_with_the_rows_of_a_gpu() -> None:
+    """On torch's device without memory: what counts is that it is made before the batch leaves the CPU."""
+    documents = torch.tensor([[0, 0, 1, 1, -1, -1], [0, 1, 2, 3, 3, 3], [0] * 6], dtype=torch.int32)
+    batch = Batch(torch.zeros(3, 6, dtype=torch.long), torch.zeros(3, 6, dtype=torch.long), documents)
+    assert batch.to(torch.device("cpu")).starts_bd is None
+    moved = batch.to(torch.device("meta"))
+    assert moved.starts_bd is not None and moved.starts_bd.shape == (3, 4)
+    parts = [micro.starts_bd for micro in moved.micro(2)]
+    assert [part is not None and part.shape for part in parts] == [(2, 4), (1, 4)]

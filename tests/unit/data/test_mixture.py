@@ -26,6 +26,9 @@ class Counting:
             at += 1
             yield Batch(row, row, torch.zeros_like(row)), {"row": at}
 
+    def at(self, context: int) -> "Counting":
+        return self
+
 
 def mixture(weights: dict[str, float], seed: int = 1) -> Mixture:
     runtime = Runtime(torch.device("cpu"), torch.float32, compile=False, seed=seed)

@@ -252,3 +252,18 @@ def test_a_tokenizer_that_is_too_large(tokenizer: Tokenizer, tmp_path: Path) -> 
     assert "the tokenizer has 285 tokens and the model only 280" in mismatched(
         model.weights(), model.config, larger, tmp_path / "out"
     )
+
+
+def test_windows_are_told_and_written(run: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Every other program would compute something else, so whoever exports hears of it."""
+    settings = ModelSettings(depth=3, width=16, head_size=8, context=64, window=16)
+    model = Transformer(settings.config(tokenizer.vocab_size))
+    initialize(model, torch.Generator().manual_seed(1))
+    save(run, "sft", 7, model)
+    said: list[str] = []
+    folder = export(run, tmp_path / "out", say=said.append)
+    assert len(said) == 1 and "llama.cpp" in said[0] and "16 tokens" in said[0]
+    assert said[0] in (folder / "README.md").read_text()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["layer_types"] == ["sliding_attention", "sliding_attention", "full_attention"]
+    assert config["sliding_window"] == 16 and config["use_sliding_window"] is True

@@ -112,3 +112,34 @@ def test_heads_that_are_given_need_not_fit_the_width() -> None:
     assert "model.head_size = 9 must be even, because rotary positions turn pairs; try 10" in sentence(
         width=97, head_size=9, heads=5
     )
+
+
+def test_windows_follow_the_pattern_and_the_last_layer_sees_all() -> None:
+    def windows(depth: int, **shape: object) -> tuple[int | None, ...]:
+        tree = {"depth": depth, "context": 256, **shape}
+        return ModelSettings.model_validate(tree).config(300).windows
+
+    assert windows(3) == (None, None, None)
+    assert windows(6, window=64) == (64, 64, 64, None, 64, None)
+    assert windows(5, window=64, window_pattern="LS") == (None, 64, None, 64, None)
+    assert windows(4, window=64, window_pattern="S") == (64, 64, 64, None)
+    assert windows(1, window=64) == (None,)
+
+
+def test_a_model_from_before_windows_has_none() -> None:
+    config = ModelSettings(depth=2).config(300)
+    older = {k: v for k, v in config.model_dump().items() if not k.startswith("window")}
+    assert ModelConfig.model_validate(older) == config
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"window": 512}, "model.window = 512 must be less than model.context = 512"),
+        ({"window_pattern": "SL"}, 'model.window_pattern = "SL" needs a window; try model.window = 128'),
+        ({"window": 64, "window_pattern": "SXL"}, "window_pattern"),
+        ({"window": 0}, "window"),
+    ],
+)
+def test_windows_that_make_no_sense_are_refused(tree: dict[str, object], said: str) -> None:
+    assert said in sentence(**tree)

@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from pilgrim.model.attention import Attend, packed_attention, reference_attention
+from pilgrim.model.attention import Attend, document_mask, packed_attention, reference_attention
 from pilgrim.model.config import ModelConfig, ModelSettings
 from pilgrim.model.count import (
     Flops,
+    flops_conventional,
     flops_multiplied,
     flops_needed,
     kv_cache_bytes,
@@ -33,6 +34,7 @@ SHAPES = {
     "tied": ModelSettings(depth=3, width=24, head_size=8, tied=True),
     "wide heads": ModelSettings(depth=2, width=40, head_size=16, heads=6, kv_heads=3, mlp_width=56),
     "one for all": ModelSettings(depth=2, width=64, head_size=16, kv_heads=1, tied=True),
+    "windows": ModelSettings(depth=5, width=32, head_size=8, window=4, window_pattern="SL"),
 }
 pytestmark = pytest.mark.parametrize("config", [s.config(51) for s in SHAPES.values()], ids=list(SHAPES))
 
@@ -106,9 +108,32 @@ def test_needed_flops_count_every_allowed_pair_once(config: ModelConfig) -> None
     n = 7
     one_key = flops_multiplied(config, 1).forward - flops_multiplied(config, 0).forward
     matrices = flops_multiplied(config, 0).forward
-    total = sum(matrices + one_key * (i + 1) for i in range(n))
-    assert flops_needed(config, n).forward * n == total
-    assert flops_needed(config, n).training * n == 3 * total
+    total = n * matrices
+    for window in config.windows:
+        total += sum(one_key // config.depth * min(i + 1, window or n) for i in range(n))
+    needed = flops_needed(config, n)
+    assert needed.forward == total // n
+    assert needed.training == 3 * needed.forward
+
+
+def test_needed_flops_are_the_pairs_that_the_mask_allows(config: ModelConfig) -> None:
+    one_pair = 4 * config.heads * config.head_size
+    document = torch.zeros(1, T, dtype=torch.int32)
+    pairs = sum(int(document_mask(document, window).sum()) for window in config.windows)
+    matrices = flops_multiplied(config, 0).forward
+    assert flops_needed(config, T).forward == matrices + one_pair * pairs // T
+
+
+def test_conventional_flops_are_dense_within_the_window(config: ModelConfig) -> None:
+    matrices, one_pair = flops_multiplied(config, 0).forward, 4 * config.heads * config.head_size
+    keys = sum(T if window is None else min(window, T) for window in config.windows)
+    conventional = flops_conventional(config, T)
+    assert conventional == Flops(matrices + one_pair * keys, 3 * (matrices + one_pair * keys))
+    assert flops_needed(config, T).forward < conventional.forward
+    # 6 operations a parameter in a matrix, 12 a layer, width and key: the papers' formula.
+    if config.window is None and config.heads * config.head_size == config.width:
+        n = parameters(config).matrices + config.vocab_size * config.width
+        assert conventional.training == 6 * n + 12 * config.depth * config.width * T
 
 
 def test_needed_is_at_most_what_is_multiplied(config: ModelConfig) -> None:

@@ -57,7 +57,7 @@ def test_the_estimate_is_what_autograd_keeps(settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, when it loads its compiler
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, in its compiler
 def test_the_estimate_is_what_the_compiled_network_keeps() -> None:
     """Less the weights of attention, which only a CPU keeps: heads times keys, in bf16."""
     config = shape()
@@ -76,6 +76,12 @@ def test_a_number_format_of_twice_the_size_keeps_twice_as_much() -> None:
     assert fp32.activations == 2 * bf16.activations
     assert fp32.weights < bf16.weights, "without a second copy of the matrices"
     assert (fp32.gradients, fp32.optimizer) == (bf16.gradients, bf16.optimizer)
+
+
+def test_what_saves_memory_is_counted() -> None:
+    plain, saving = training_bytes(shape(), 4, BF16), training_bytes(shape(), 4, BF16, recompute=True)
+    assert saving.activations < plain.activations and saving.fixed == plain.fixed
+    assert training_bytes(shape(), 4, BF16, state_bytes=1).optimizer == round(plain.optimizer / 4)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 100])

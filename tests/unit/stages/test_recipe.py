@@ -9,7 +9,7 @@ import pytest
 from pilgrim.core.config import build, dump_toml
 from pilgrim.core.errors import SettingsError
 from pilgrim.model.count import parameters
-from pilgrim.stages.recipe import MICRO_TOKENS, TRAINED, Recipe, load_recipe
+from pilgrim.stages.recipe import TRAINED, Recipe, load_recipe
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.toml"))
 
@@ -25,6 +25,7 @@ def recipe(**tables: Any) -> Recipe:
         recipe(midtrain={}, sft={"steps": 200}),
         recipe(model={"depth": 12, "kv_heads": 2, "tied": True}, optim={"norm_lr": 0.5}, seed=7),
         recipe(pretrain={"begin": "bigram", "rows": 6, "micro_rows": 3, "steps": 40}),
+        recipe(pretrain={"grow": {"context": [[0, 64], [0.3, 512]], "rows": [[0.0, 2], [0.5, 6]]}}),
         recipe(data={"val": [], "val_share": 0.02}, runtime={"threads": 2}, eval={"prompts": ["Über"]}),
         *(load_recipe(file, []) for file in RECIPES),
     ],
@@ -58,8 +59,7 @@ def test_one_dial_sets_everything(depth: int) -> None:
     assert found.midtrain and found.midtrain.steps == round(0.15 * pretrain.steps)
     for stage in (found.pretrain, found.midtrain, found.sft):
         assert stage and stage.rows == pretrain.rows
-        assert stage.micro_rows and stage.rows % stage.micro_rows == 0
-        assert stage.micro_rows * model.context <= MICRO_TOKENS
+        assert stage.micro_rows is None  # found when it trains: train/fit.py
 
 
 def test_deeper_is_more_of_everything() -> None:
@@ -76,7 +76,7 @@ def test_what_is_derived_is_shown() -> None:
     assert shown["model"]["width"] == 256
     assert shown["optim"].keys() >= {"matrix_lr", "embedding_lr", "head_lr", "norm_lr"}
     for stage in TRAINED:
-        assert shown[stage].keys() >= {"steps", "rows", "micro_rows"}
+        assert shown[stage].keys() >= {"steps", "rows"}
     hidden = {
         (name, setting)
         for name, table in recipe(midtrain={}, sft={"steps": 9}).resolved()
@@ -84,7 +84,17 @@ def test_what_is_derived_is_shown() -> None:
         for setting, value in table.model_dump().items()
         if value is None
     }
-    assert hidden == {("runtime", "threads")}  # as many as torch chooses on the machine at hand
+    found_later = {(stage, "micro_rows") for stage in TRAINED}  # when it trains: train/fit.py
+    nothing_grows = {(stage, "grow") for stage in TRAINED}
+    no_windows = {("model", "window"), ("model", "window_pattern")}
+    # threads: as many as torch chooses on the machine at hand
+    assert hidden == {("runtime", "threads")} | found_later | nothing_grows | no_windows
+
+
+def test_windows_are_shown_layer_by_layer() -> None:
+    resolved = recipe(model={"depth": 6, "window": 64}).resolved()
+    assert tomllib.loads(dump_toml(resolved))["model"]["window_pattern"] == "SSSLSL"
+    assert recipe(model=resolved.model.model_dump()).resolved().model == resolved.model
 
 
 def test_what_is_given_is_kept() -> None:
@@ -98,15 +108,17 @@ def test_what_is_given_is_kept() -> None:
     assert (found.model.width, found.model.heads, found.model.mlp_width) == (96, 3, 200)
     assert found.optim.matrix_lr == 0.5
     trained = [(s.rows, s.micro_rows, s.steps) for s in (found.pretrain, found.midtrain, found.sft) if s]
-    assert trained == [(6, 2, 30), (2, 2, 7), (6, 3, 8)]
+    assert trained == [(6, 2, 30), (2, None, 7), (6, 3, 8)]
 
 
-def test_a_microbatch_divides_the_batch() -> None:
-    """Rows that are no power of two, and a context larger than any microbatch should be."""
-    found = recipe(model={"context": 1024}, pretrain={"rows": 34}).resolved()
-    assert found.pretrain.micro_rows == 2  # 16 rows would fit, but 34 has only 1, 2, 17 and 34
-    found = recipe(model={"context": 32_768}, pretrain={"rows": 3}).resolved()
-    assert found.pretrain.micro_rows == 1
+def test_what_grows_ends_with_the_whole() -> None:
+    """Rows follow from the list; steps are as many as the horizon needs at the mean size of a step."""
+    grow = {"context": [[0, 128], [0.25, 512]], "rows": [[0, 4], [0.5, 8]]}
+    found, plain = recipe(pretrain={"grow": grow}).resolved(), recipe(pretrain={"rows": 8}).resolved()
+    assert found.pretrain.rows == 8
+    mean = 0.25 * 4 * 128 + 0.25 * 4 * 512 + 0.5 * 8 * 512
+    assert found.pretrain.steps and plain.pretrain.steps
+    assert found.pretrain.steps * mean == pytest.approx(plain.pretrain.steps * 8 * 512, rel=1e-3)
 
 
 def test_a_stage_without_a_table_is_not_there() -> None:
@@ -131,6 +143,25 @@ def test_a_stage_without_a_table_is_not_there() -> None:
             {"midtrain": {"conversation_share": 1.5}},
             "x.toml: midtrain.conversation_share = 1.5 should be less than 1",
         ),
+        (
+            {"pretrain": {"grow": {"context": [[0, 128], [0.5, 256]]}}},
+            "x.toml: pretrain.grow.context = … [128, 256] must end with model.context = 512",
+        ),
+        (
+            {"pretrain": {"rows": 4, "grow": {"rows": [[0, 2], [0.5, 8]]}}},
+            "x.toml: pretrain.grow.rows ends with 8, but pretrain.rows = 4; leave pretrain.rows out",
+        ),
+        (
+            {"pretrain": {"grow": {"rows": [[0.1, 2], [0.5, 8]]}}},
+            "x.toml: pretrain.grow.rows: the shares [0.1, 0.5] must begin with 0, rise, and stay below 1",
+        ),
+        (
+            {"sft": {"steps": 9, "micro_rows": 4, "grow": {"rows": [[0, 6], [0.5, 8]]}}},
+            "x.toml: sft.micro_rows = 4 must divide sft.rows = 6; try 2",
+        ),
+        ({"pretrain": {"grow": {"rows": []}}}, "x.toml: pretrain.grow.rows: the shares [] must begin with 0"),
+        ({"pretrain": {"grow": {"context": [[0, 4]]}}}, "x.toml: pretrain.grow.context has 4 in it; 8 is"),
+        ({"pretrain": {"grow": {"rows": [[0, "4"]]}}}, "x.toml: pretrain.grow.rows.0.1 = "),
         ({"name": "../x"}, 'x.toml: name = "../x": it names a folder'),
         ({"name": ""}, 'x.toml: name = "": it names a folder'),
         ({"evals": {}}, "x.toml: evals is not a setting; did you mean eval?"),

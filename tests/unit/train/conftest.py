@@ -18,6 +18,7 @@ from pilgrim.model.config import ModelSettings
 from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers, OptimSettings
+from pilgrim.train.fit import MicroBatch
 from pilgrim.train.loop import Parts, TrainSettings
 from pilgrim.train.losses import token_losses
 from pilgrim.train.validation import validate
@@ -101,6 +102,7 @@ def parts_in(runtime: Runtime, new_model: Callable[..., Transformer]) -> MakePar
             optim=optim,
             rows=PackedRows(train, CONTEXT, END, runtime),
             losses=token_losses,
+            micro=MicroBatch(),
             evaluate=evaluate,
             runtime=runtime,
             settings=SETTINGS,
@@ -108,8 +110,11 @@ def parts_in(runtime: Runtime, new_model: Callable[..., Transformer]) -> MakePar
             log=RunLog(folder),
             console=Console(quiet=True),
         )
-        hooks = {name: changes.pop(name) for name in ("rows", "evaluate") if callable(changes.get(name))}
-        parts = replace(parts, settings=SETTINGS.model_copy(update=changes))
+        hooks = {
+            name: changes.pop(name) for name in ("rows", "losses", "evaluate") if callable(changes.get(name))
+        }
+        settings = SETTINGS.model_copy(update=changes)
+        parts = replace(parts, settings=settings, micro=MicroBatch(settings.micro_rows))
         return replace(parts, **{name: hook(getattr(parts, name)) for name, hook in hooks.items()})
 
     return make

@@ -22,11 +22,13 @@ from pilgrim.data.loader import Batch, Position, Rows
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim import schedule
 from pilgrim.train.loop import Loop, NonFiniteLoss, Parts, State, TrainSettings, stop_asked
+from pilgrim.train.losses import Losses
+from pilgrim.train.step import TokenLosses
 
 MakeParts = Callable[..., Parts]
 Evaluate = Callable[[int], dict[str, float]]
 
-STEPS, ROWS, EVALUATED = 12, 4, [0, 5, 10, 12]
+STEPS, ROWS, MICROBATCHES, EVALUATED = 12, 4, 2, [0, 5, 10, 12]
 
 
 class Killed(BaseException):
@@ -37,20 +39,40 @@ class RowsThat:
     """Rows that do something when the n-th (from 1) is drawn, counted from when they were made."""
 
     def __init__(self, source: Rows, at: int, work: Callable[[], object]) -> None:
-        self.source, self.at, self.work = source, at, work
+        self.source, self.when, self.work = source, at, work
         self.drawn = 0
 
     def rows(self, position: Position | None) -> Iterator[tuple[Batch, Position]]:
         for row in self.source.rows(position):
             self.drawn += 1
-            if self.drawn == self.at:
+            if self.drawn == self.when:
                 self.work()
             yield row
+
+    def at(self, context: int) -> "RowsThat":
+        self.source = self.source.at(context)
+        return self
 
 
 def in_row(at: int, work: Callable[[], object]) -> Callable[[Rows], Rows]:
     """A hook for make_parts(rows=…)."""
     return lambda source: RowsThat(source, at, work)
+
+
+def in_step(at: int, work: Callable[[], object]) -> Callable[[TokenLosses], TokenLosses]:
+    """A hook for make_parts(losses=…): do something in the at-th step, counted from when it was made."""
+
+    def hook(losses: TokenLosses) -> TokenLosses:
+        calls = count(1)
+
+        def hooked(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
+            if next(calls) == at * MICROBATCHES:
+                work()
+            return losses(model, batch, dtype)
+
+        return hooked
+
+    return hook
 
 
 def in_evaluation(at: int, work: Callable[[], object], after: bool = False) -> Callable[[Evaluate], Evaluate]:
@@ -221,7 +243,7 @@ def test_a_line_that_a_kill_has_torn_is_written_anew(make_parts: MakeParts, refe
 
 def test_time_before_an_interruption_counts(make_parts: MakeParts) -> None:
     """Nearly all of it, here: the second attempt has one step left."""
-    parts = make_parts("a", rows=in_row(11 * ROWS, ask_to_stop()))
+    parts = make_parts("a", losses=in_step(11, ask_to_stop()))
     with pytest.raises(KeyboardInterrupt):
         Loop(parts).run()
     before = CheckpointStore(parts.folder / "checkpoints").load(11).state
@@ -240,7 +262,7 @@ def test_a_signal_ends_the_step_and_saves_it(
     make_parts: MakeParts, reference: Path, number: signal.Signals, step: int
 ) -> None:
     before = signal.getsignal(number)
-    parts = make_parts("a", rows=in_row(step * ROWS, ask_to_stop(number)))
+    parts = make_parts("a", losses=in_step(step, ask_to_stop(number)))
     with pytest.raises(KeyboardInterrupt):
         Loop(parts).run()
     assert CheckpointStore(parts.folder / "checkpoints").steps()[-1] == step
@@ -272,7 +294,7 @@ def test_the_second_signal_ends_at_once(make_parts: MakeParts, reference: Path) 
         ask_to_stop()()
         raise AssertionError("still here")
 
-    parts = make_parts("a", rows=in_row(2 * ROWS, twice))
+    parts = make_parts("a", losses=in_step(2, twice))
     with pytest.raises(KeyboardInterrupt):
         Loop(parts).run()
     assert CheckpointStore(parts.folder / "checkpoints").steps() == []

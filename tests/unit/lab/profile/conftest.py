@@ -4,6 +4,7 @@ Events are in Chrome's format, with times in milliseconds for legibility.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,14 @@ from pilgrim.model.config import ModelSettings
 from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers, OptimSettings
+from pilgrim.train.fit import MicroBatch
 from pilgrim.train.loop import Parts, State, TrainSettings
 from pilgrim.train.losses import token_losses
 from pilgrim.train.step import TokenLosses
 
 HOST = 1
 VOCABULARY, CONTEXT = 64, 128
-PEAKS = Peaks(matmul_flops=1e11, copy_bytes_per_s=1e10)
+PEAKS = Peaks(matmul_flops=1e12, copy_bytes_per_s=1e10)
 
 
 class Story:
@@ -101,8 +103,12 @@ class RandomRows:
         dice = np.random.default_rng(1)
         tokens = dice.integers(1, VOCABULARY, 64 * CONTEXT).astype(np.uint16)
         starts = np.arange(0, 65 * CONTEXT, CONTEXT).astype(np.int64)
+        self.runtime = runtime
         self.packed = PackedRows(TokenSet("random", tokens, starts, None, {}), CONTEXT, 0, runtime)
         self.before = before
+
+    def at(self, context: int) -> "RandomRows":
+        return self
 
     def rows(self, position: Position | None) -> Iterator[tuple[Batch, Position]]:
         for row in self.packed.rows(position):
@@ -121,7 +127,18 @@ def tiny_parts(
     settings = TrainSettings(steps=100, rows=4, micro_rows=2)
     log, console = RunLog(folder), Console(quiet=True)
     return Parts(
-        model, optimizers, RATES, rows, losses, lambda step: {}, runtime, settings, folder, log, console
+        model,
+        optimizers,
+        RATES,
+        rows,
+        losses,
+        MicroBatch(2),
+        lambda step: {},
+        runtime,
+        settings,
+        folder,
+        log,
+        console,
     )
 
 
@@ -129,7 +146,8 @@ def profiled(parts: Parts, compiled: bool = False, warmup: int = 2) -> Findings:
     """The tiny training, measured for real. The machine's peaks are given, as measuring them takes
     seconds."""
     work = TrainingSteps(parts, State())
-    captured = capture(work, parts.runtime.device, steps=3, warmup=warmup, folder=parts.folder)
+    with closing(work):
+        captured = capture(work, parts.runtime.device, steps=3, warmup=warmup, folder=parts.folder)
     runtime = Runtime(parts.runtime.device, parts.runtime.dtype, compiled, seed=1)
     return analyse(captured, Setting("tiny", "pretrain", 100, 2, 4, runtime), PEAKS)
 

@@ -1,0 +1,51 @@
+"""torch.compile as it is used here: whole functions, fixed shapes, and kept for the next time.
+
+- *Whole*: a function is compiled in one piece or not at all. Where torch could not follow the code, it would
+  otherwise cut it in two and run what is between uncompiled (a "graph break"), slower and without a word.
+- *Fixed shapes*: code is made for the very shapes that come. There are few: a microbatch, and with growing
+  rows some more of them. Code for any shape would be slower.
+- *Kept*: what was compiled is stored under a hash of what it was made from, and the next process that needs
+  the same finds it. torch does that in the temporary folder, which many systems empty when they start; here
+  it is the user's cache folder. A first start of the pocket recipe takes a minute or two in the compiler,
+  the next some seconds.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+# Compiled versions of one function: as many as there are shapes, and stages of a run make some of their own.
+# torch's own limit of 8 is meant for code that sees a new shape every time.
+VERSIONS = 64
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def compiled(function: F) -> F:
+    """`function`, compiled when it is first called. Raises torch's errors where that can't be done whole."""
+    keep_compiled()
+    torch._dynamo.config.recompile_limit = VERSIONS
+    return torch.compile(function, dynamic=False, fullgraph=True)  # type: ignore[return-value]
+
+
+def keep_compiled() -> Path:
+    """Let torch keep what it compiles in the user's cache folder, and return it.
+
+    A folder named by torch's own variable stays. Where the cache folder can't be written, it is torch's, in
+    the temporary folder.
+    """
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = caches / "pilgrim" / "torchinductor"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return Path(cache_dir())
+        if os.access(folder, os.W_OK):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+    return Path(cache_dir())

@@ -1,0 +1,103 @@
+"""Which backend is taken, what is refused, and what is said about it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from pilgrim.core.errors import SettingsError
+from pilgrim.core.runtime import Runtime
+from pilgrim.model.attention_choice import (
+    BACKENDS,
+    Choice,
+    choose,
+    example_documents,
+    fastest,
+    measure_ms,
+    refuse_impossible,
+    trouble,
+)
+from pilgrim.model.config import ModelSettings
+
+CONFIG = ModelSettings(depth=3, width=32, head_size=8, context=40, window=8, window_pattern="SL").config(31)
+CPU = Runtime(torch.device("cpu"), torch.float32, compile=False, seed=1)
+APPLE = replace(CPU, device=torch.device("mps"))
+NVIDIA = replace(CPU, device=torch.device("cuda"), compile=True)  # fp32: what needs no look at the card
+
+
+@pytest.mark.parametrize(
+    ("runtime", "backend"),
+    [(CPU, "sdpa"), (replace(CPU, compile=True), "blocks"), (APPLE, "sdpa")],
+    ids=["cpu", "cpu compiled", "mps"],
+)
+def test_without_an_nvidia_gpu_there_is_one_answer(runtime: Runtime, backend: str) -> None:
+    assert choose(runtime, CONFIG, rows=2) == Choice(backend)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "blocks", "reference"])
+def test_what_a_cpu_can_do_may_be_asked_for(backend: Any) -> None:
+    assert choose(replace(CPU, attention=backend), CONFIG, rows=2).backend == backend
+
+
+@pytest.mark.parametrize(
+    ("runtime", "backend", "why"),
+    [
+        (CPU, "varlen", "needs an NVIDIA GPU, and this run computes on cpu"),
+        (CPU, "fa3", "needs an NVIDIA GPU"),
+        (CPU, "flex", "needs an NVIDIA GPU"),
+        (APPLE, "blocks", "for CPUs"),
+        (NVIDIA, "sdpa", "table of all pairs"),
+        (NVIDIA, "blocks", "table of all pairs"),
+        (replace(NVIDIA, compile=False), "flex", "runtime.compile is off"),
+        (NVIDIA, "flex", "heads of 16 or more, not 8"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(runtime: Runtime, backend: Any, why: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        refuse_impossible(replace(runtime, attention=backend), CONFIG)
+    assert f'runtime.attention = "{backend}"' in str(refused.value)
+    assert why in str(refused.value) and 'write "auto"' in str(refused.value)
+
+
+def test_flex_needs_nothing_but_a_compiler_and_usual_heads() -> None:
+    assert trouble("flex", NVIDIA, ModelSettings().config(31)) is None
+
+
+def test_the_fastest_is_taken_and_failures_are_told() -> None:
+    times = {"fa3": 2.5, "varlen": 1.25}
+
+    def measure(backend: str) -> float:
+        if backend not in times:
+            raise RuntimeError("out of resource: shared memory\nRequired: 131074")
+        return times[backend]
+
+    choice = fastest(["fa3", "varlen", "flex"], measure)
+    assert choice == Choice("varlen", times, {"flex": "out of resource: shared memory"})
+    assert choice.note == (
+        "Attention by varlen, the fastest of varlen 1.2 ms, fa3 2.5 ms in all layers; "
+        "flex is left out: out of resource: shared memory."
+    )
+
+
+def test_if_nothing_runs_the_formula_remains_and_its_cost_is_told() -> None:
+    choice = fastest([], lambda backend: 0.0)
+    assert choice.backend == "reference"
+    assert "table of all pairs" in choice.note
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "blocks", "reference"])
+def test_timing_measures_what_agrees_with_the_formula(backend: Any) -> None:
+    assert 0 < measure_ms(backend, CPU, CONFIG, rows=2) < 1e4
+
+
+def test_timed_rows_are_packed_like_real_ones() -> None:
+    documents = example_documents(2, 2048)
+    lengths = torch.unique_consecutive(documents[0], return_counts=True)[1]
+    assert documents.shape == (2, 2048) and documents[0, -1] == -1
+    assert len(lengths) == 6 and lengths.max() > 50 * lengths.min()
+
+
+def test_every_setting_is_a_backend() -> None:
+    fields = Runtime.__annotations__["attention"].__args__
+    assert set(fields) == {"auto", *BACKENDS}
