@@ -42,7 +42,7 @@ def _waterfall(f: Findings) -> list[str]:
         drawn = " " * left + ("█" * (right - left) or "▏")
         took = words.seconds(stair.share * f.step_s)
         lines.append(f"{stair.title[:27]:<28}{drawn:<{BAR}}  {100 * stair.share:5.1f}%  {took:>8}")
-    return lines
+    return lines + _wrapped(words.disagreement(f) or "")
 
 
 def _phases(f: Findings) -> list[str]:

@@ -132,7 +132,7 @@ def seconds(value: object) -> str:
     """'85.0 µs', '412 ms', '1.24 s', '2 min 5 s'."""
     if is_number(value) and abs(value) >= 119.5:
         return f"{round(value) // 60} min {round(value) % 60} s"
-    if value == 0:
+    if is_number(value) and abs(value) < 5e-9:
         return "0 ms"
     return scaled(value, [(1.0, "s"), (1e-3, "ms"), (1e-6, "µs")])
 

@@ -176,6 +176,7 @@ def test_a_loss_of_another_version_is_not_dropped(example: Make) -> None:
 def test_stairs_that_contradict_the_mfu_are_told(example: Make) -> None:
     assert words.disagreement(example()) is None
     assert "13%" in str(words.disagreement(example(mfu=0.13)))
+    assert "wrong stair" in summary(example(mfu=0.13))
 
 
 # Drawings
