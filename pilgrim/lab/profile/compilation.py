@@ -89,14 +89,25 @@ def listening() -> Iterator[CompileLog]:
     """Within the block, what is compiled is noted, and written such that a profiler can see into it.
 
     `cpp.enable_kernel_profile`: compiled kernels for a CPU show up in a trace, as those for a GPU always do.
-    `trace.provenance_tracking_level`: which line of Python a kernel comes from.
+    `trace.provenance_tracking_level`: which line of Python a kernel comes from. What was compiled before, and
+    is kept on disk, would tell the lines of that time, so it is not used: profiling compiles anew.
     """
+    import torch._functorch.config as functorch
     import torch._inductor.config as inductor
 
     log, logger = CompileLog(), logging.getLogger(LOG)
     logger.addHandler(log)
     try:
-        with inductor.patch({"cpp.enable_kernel_profile": True, "trace.provenance_tracking_level": 2}):
+        with (
+            inductor.patch(
+                {
+                    "cpp.enable_kernel_profile": True,
+                    "trace.provenance_tracking_level": 2,
+                    "fx_graph_cache": False,
+                }
+            ),
+            functorch.patch(enable_autograd_cache=False),
+        ):
             yield log
     finally:
         logger.removeHandler(log)

@@ -68,7 +68,9 @@ def loader_stalls(e: Evidence) -> Fix | None:
     return Fix(
         "Make batches ahead of time",
         f"The step waits {share:.1%} of its time for the next batch. Making them needs a processor core.",
-        f"runtime.threads={max(1, e.cores - 1)}",
+        f"runtime.threads={e.cores - 1}"
+        if e.threads >= e.cores > 1
+        else "a processor with a core to spare, or a faster disk for the run's folder",
         share,
         "docs/speed.md#batches",
     )

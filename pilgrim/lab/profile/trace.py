@@ -37,7 +37,8 @@ CALLED_GRAPH = "## Call CompiledFxGraph"  # around the kernels of a compiled gra
 VIEWS = """
 view _unsafe_view reshape _reshape_alias t transpose permute expand expand_as unsqueeze squeeze slice select
 narrow as_strided as_strided_ unbind split split_with_sizes chunk unflatten flatten detach detach_ alias
-view_as numpy_T mT adjoint movedim swapaxes broadcast_to unfold diagonal conj _conj lift lift_fresh
+view_as numpy_T mT adjoint movedim swapaxes broadcast_to unfold diagonal conj _conj
+resolve_conj resolve_neg lift lift_fresh
 """
 ALLOCATIONS = """
 empty empty_like empty_strided empty_permuted new_empty new_empty_strided resize_ set_ is_pinned record_stream
@@ -227,7 +228,7 @@ def _working_below(trace: Trace, op: Op) -> Iterator[Task]:
 
 
 def _computes(name: str) -> bool:
-    if name.startswith("autograd::") or name in BOOKKEEPING:
+    if "autograd::" in name or name in BOOKKEEPING:
         return False
     return name.startswith(COMPILED) or ("::" in name and " " not in name)
 
