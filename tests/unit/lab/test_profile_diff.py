@@ -53,7 +53,7 @@ def test_slow_steps_in_a_row_are_not_many_witnesses() -> None:
         log = [random.normal()]
         while len(log) < 20:
             log.append(0.5 * log[-1] + 0.75**0.5 * random.normal())
-        return np.exp(0.05 * np.asarray(log)).tolist()
+        return [float(time) for time in np.exp(0.05 * np.asarray(log))]
 
     assert np.mean([step_change(wandering(), wandering()).real for _ in range(500)]) < 0.08
     assert independent(np.asarray([1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0])) == 2
