@@ -9,19 +9,12 @@ value that was not measured and a last line torn by a kill are all normal; they 
               frames, so that the page stays under 3 MB however long the run was; it says what it left out
     render    Jinja2 fills report_assets/report.html.jinja; style and scripts are put inside
 
-What a model says is untrusted. Three walls stand between it and the reader's browser: the template
-engine escapes all text; the numbers for the charts are JSON in which `<`, `>` and `&` are written as
-`\\u003c` and so on; and the page's Content-Security-Policy admits no network at all, and no style or
-script but those whose sha256 it names.
+What a model says is untrusted; self_contained.py tells of the walls between it and the reader's browser.
 """
 
-import base64
-import hashlib
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 
 from pilgrim.core.files import write_atomic
@@ -29,17 +22,8 @@ from pilgrim.lab import report_charts as charts
 from pilgrim.lab import report_origin as origin
 from pilgrim.lab import report_sections as sections
 from pilgrim.lab.report_run import all_done, mapping, read_object, read_recipe, read_stages, total_seconds
-from pilgrim.lab.report_text import (
-    clock,
-    compact,
-    duration,
-    highlight_toml,
-    moment,
-    number,
-    percent,
-    plain,
-    shortened,
-)
+from pilgrim.lab.report_text import highlight_toml, moment, plain, shortened
+from pilgrim.lab.self_contained import page
 
 RECIPE_CHARACTERS = 40_000
 
@@ -63,8 +47,7 @@ def render(run_folder: Path) -> str:
     recipe_text = (run_folder / "recipe.toml").read_text(encoding="utf-8") if recipe is not None else ""
     questions = mapping(mapping(recipe).get("eval")).get("questions", [])
     notes: list[str] = []  # what the page leaves out, in sentences
-    style, script = _asset("report.css"), _asset("chart.js") + _asset("report.js")
-    page: dict[str, Any] = {
+    values: dict[str, Any] = {
         "name": plain(run_folder.resolve().name),
         "when": moment(provenance.get("time")),
         "machine": sections.machine(mapping(provenance.get("hardware"))),
@@ -85,37 +68,5 @@ def render(run_folder: Path) -> str:
         "provenance": origin.facts(provenance),
         "events": origin.events(stages, notes),
         "notes": notes,
-        "style": style,
-        "script": script,
-        "policy": _policy(style, script),
     }
-    environment = Environment(
-        loader=PackageLoader("pilgrim.lab", "report_assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "clock": clock,
-        "compact": compact,
-        "duration": duration,
-        "number": number,
-        "percent": percent,
-        "plain": plain,
-    }
-    return environment.get_template("report.html.jinja").render(page)
-
-
-def _asset(name: str) -> str:
-    """One of the files that lie beside the template."""
-    return resources.files("pilgrim.lab").joinpath("report_assets", name).read_text(encoding="utf-8")
-
-
-def _policy(style: str, script: str) -> str:
-    """A Content-Security-Policy that allows this style, this script, and nothing else."""
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
-    return (
-        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    return page("report.html.jinja", values, ["report.css"], ["theme.js", "chart.js", "report.js"])

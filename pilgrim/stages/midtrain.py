@@ -5,16 +5,20 @@ from typing import Any
 
 from pilgrim.data.mixture import Mixture
 from pilgrim.stages.journey import Journey
-from pilgrim.stages.training import train_stage, weights_of
+from pilgrim.stages.training import Plan, train_stage, weights_of
 
 
 def run(journey: Journey) -> dict[str, Any]:
     """Go on from pretraining on a mixture of documents and conversations."""
+    return train_stage(journey, plan(journey))
+
+
+def plan(journey: Journey) -> Plan:
+    """What this stage trains on, and from which weights."""
     settings = journey.recipe.midtrain
     assert settings is not None
     weights = {"train": 1 - settings.conversation_share, "chat_train": settings.conversation_share}
-    return train_stage(
-        journey,
+    return Plan(
         "midtrain",
         settings,
         lambda packed: Mixture({name: packed(name) for name in weights}, weights, journey.runtime),

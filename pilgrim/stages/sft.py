@@ -3,13 +3,18 @@
 from typing import Any
 
 from pilgrim.stages.journey import Journey
-from pilgrim.stages.training import train_stage, weights_of
+from pilgrim.stages.training import Plan, train_stage, weights_of
 
 
 def run(journey: Journey) -> dict[str, Any]:
     """Go on from midtraining, or from pretraining where the recipe has no midtraining."""
+    return train_stage(journey, plan(journey))
+
+
+def plan(journey: Journey) -> Plan:
+    """What this stage trains on, and from which weights."""
     recipe = journey.recipe
     assert recipe.sft is not None
     before = "midtrain" if recipe.midtrain else "pretrain"
     begin = weights_of(journey, before)
-    return train_stage(journey, "sft", recipe.sft, lambda packed: packed("chat_train"), begin, chat=True)
+    return Plan("sft", recipe.sft, lambda packed: packed("chat_train"), begin, chat=True)

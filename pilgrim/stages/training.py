@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +33,28 @@ from pilgrim.train.loop import Loop, Parts, TrainSettings, load_weights
 from pilgrim.train.step import compiled_token_losses
 from pilgrim.train.validation import validate
 
+ATTENTION = "attention.json"  # which backend was the fastest
 
-def train_stage(
-    journey: Journey,
-    stage: str,
-    settings: TrainSettings,
-    rows: Callable[[Callable[[str], PackedRows]], Rows],
-    begin: Callable[[Transformer], None],
-    chat: bool,
-) -> dict[str, Any]:
-    """Train one stage and return its summary.
 
-    `rows` gets a function from a token set's name to its packed rows, and makes the stage's rows of it.
-    `begin` fills in the weights that the stage begins with.
-    `chat` says that the stage teaches conversations: they are validated and sampled too.
+@dataclass(frozen=True)
+class Plan:
+    """How one trained stage differs from the others."""
+
+    stage: str
+    settings: TrainSettings
+    rows: Callable[[Callable[[str], PackedRows]], Rows]  # from (a token set's name -> its packed rows)
+    begin: Callable[[Transformer], None]  # fills in the weights that the stage begins with
+    chat: bool  # it teaches conversations: they are validated and sampled too
+
+
+def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None], notes: Path) -> Parts:
+    """Everything that the loop needs.
+
+    `begin` is the plan's, or another one. `notes` is where the log is kept, in a folder with the stage's
+    name, and what was chosen by timing: the run's folder, but for who only looks on.
     """
-    recipe, runtime = journey.recipe, journey.runtime
+    recipe, runtime, settings = journey.recipe, journey.runtime, plan.settings
+    assert settings.rows is not None
     tokenizer, _ = run_tokenizer(journey)
     model = Transformer(recipe.model.config(tokenizer.vocab_size)).to(runtime.device)
     model.recompute = recipe.runtime.checkpoint_activations
@@ -66,12 +72,13 @@ def train_stage(
         context = recipe.model.context
         return one_pass(tokens, context, tokenizer.eot_id, micro.rows(settings.rows, context))
 
-    folder = journey.stage_folder(stage)
-    log = RunLog(folder)
-    assert settings.rows is not None
-    attention = chosen_attention(journey, model.config, micro.rows(settings.rows, model.config.context), log)
+    folder, log = journey.folder / plan.stage, RunLog(notes / plan.stage)
+    rows = micro.rows(settings.rows, model.config.context)
+    attention = chosen_attention(journey, model.config, rows, log, notes)
     losses = compiled_token_losses(runtime, attention.backend)
-    held_out = {"": token_set(journey, "val")} | ({"chat_": token_set(journey, "chat_val")} if chat else {})
+    held_out = {"": token_set(journey, "val")}
+    if plan.chat:
+        held_out["chat_"] = token_set(journey, "chat_val")
     token_bytes = tokenizer.token_bytes()
 
     def evaluate(step: int) -> dict[str, float]:
@@ -80,15 +87,15 @@ def train_stage(
             v = validate(model, once(tokens), token_bytes, losses, runtime)
             measures |= {f"{prefix}bpb": v.bpb, f"{prefix}loss": v.loss}
         if all(map(math.isfinite, measures.values())):  # else the weights are spoiled, and the loop stops
-            _sample(journey, model, tokenizer, log, folder, step, chat)
+            _sample(journey, model, tokenizer, log, folder, step, plan.chat)
         return measures
 
     optimizers = Optimizers(model, recipe.optim, runtime.dtype, runtime.compile)
-    parts = Parts(
+    return Parts(
         model,
         optimizers,
         recipe.optim,
-        rows(packed),
+        plan.rows(packed),
         losses,
         micro,
         evaluate,
@@ -97,10 +104,16 @@ def train_stage(
         folder,
         log,
         journey.console,
-        shares_of_peak(journey.folder, model.config, runtime),
     )
+
+
+def train_stage(journey: Journey, plan: Plan) -> dict[str, Any]:
+    """Train one stage and return its summary."""
+    parts = assemble(journey, plan, plan.begin, journey.folder)
+    folder = journey.stage_folder(plan.stage)
+    parts = replace(parts, shares=shares_of_peak(journey.folder, parts.model.config, journey.runtime))
     state = Loop(parts).run()
-    log.event("done", step=state.step)
+    parts.log.event("done", step=state.step)
     last = read_rows(folder / "metrics.jsonl")[-1]
     final = read_rows(folder / "evals.jsonl")[-1]
     return {
@@ -110,19 +123,19 @@ def train_stage(
         "train_s": state.train_s,
         "tokens_per_s": state.tokens / state.train_s,
         **parts.shares(state.tokens / state.train_s),
-        "parameters": parameters(model.config).total,
+        "parameters": parameters(parts.model.config).total,
         "train_loss": last["loss"],
         **{k: v for k, v in final.items() if k != "step"},
     }
 
 
-def chosen_attention(journey: Journey, config: ModelConfig, rows: int, log: RunLog) -> Choice:
+def chosen_attention(journey: Journey, config: ModelConfig, rows: int, log: RunLog, notes: Path) -> Choice:
     """The attention backend for microbatches of `rows` rows, timed once in a run for a machine and a shape.
 
-    It is remembered in the run's folder, because two backends round differently: a resumed run shall go on
-    with the one it began with, even if a second timing would prefer another.
+    It is remembered in `notes`, the run's folder, because two backends round differently: a resumed run shall
+    go on with the one it began with, even if a second timing would prefer another.
     """
-    runtime, file = journey.runtime, journey.folder / "attention.json"
+    runtime, file = journey.runtime, notes / ATTENTION
     key = attention_key(runtime, config, rows)
     known: list[dict[str, Any]] = read_json(file) if file.exists() else []
     before = next((entry for entry in known if entry["for"] == key), None)
@@ -149,10 +162,10 @@ def attention_key(runtime: Runtime, config: ModelConfig, rows: int) -> dict[str,
 
 
 def weights_of(journey: Journey, stage: str) -> Callable[[Transformer], None]:
-    """A `begin` for `train_stage`: the weights that an earlier stage ended with."""
-    finished(journey, stage)
+    """A plan's `begin`: the weights that an earlier stage ended with."""
 
     def begin(model: Transformer) -> None:
+        finished(journey, stage)
         place = journey.folder / stage
         before = load_model(place, refuse_older(journey, stage))
         load_weights(model, before.weights(), before.config.model_dump(), place)

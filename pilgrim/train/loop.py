@@ -157,7 +157,7 @@ class Loop:
         parts, settings, state = self.parts, self.parts.settings, self._resume()
         made = grown_batches(parts.rows, self.phases, state.step, state.position)
         with Prefetch(made, parts.runtime.device) as stream:
-            self._prepare()
+            self.prepare()
             with stop_asked() as stop, parts.console.progress(self.steps, "step", state.step) as progress:
                 self._evaluate_if_due()
                 self.window = Window()
@@ -166,7 +166,7 @@ class Loop:
                     with record_function("pilgrim.data"):
                         batch, state.position = next(stream)
                     state.data_wait_s += stream.waited_s - waited_s
-                    self._step(batch)
+                    self.step(batch)
                     stopping = stop()  # read once, so that it can't rise between saving and stopping
                     evaluate = state.step % settings.eval_every == 0 or state.step == self.steps
                     save = state.step % settings.checkpoint_every == 0 or evaluate or stopping
@@ -185,7 +185,30 @@ class Loop:
         state.elapsed_s = time.perf_counter() - self.began_s
         return state
 
-    def _step(self, batch: Batch) -> None:
+    def prepare(self) -> None:
+        """Before the first step: find the microbatch, and compile all shapes that will come; say so.
+
+        Changes no weight.
+        """
+        parts, began_s = self.parts, time.perf_counter()
+        coming = [phase for phase in self.phases if self.state.step < phase.end]
+        if not coming:
+            return
+        if parts.runtime.compile:
+            parts.console.say(
+                "compiling the training step: a minute or two the first time, "
+                f"then seconds, as it is kept in {keep_compiled()}"
+            )
+        if parts.runtime.device.type == "cuda" and parts.micro.given is None and parts.micro.tokens is None:
+            self._fit(max(coming, key=lambda phase: (phase.context, phase.rows)))
+        if parts.runtime.compile:
+            for phase in {(phase.rows, phase.context): phase for phase in coming}.values():
+                self._gradients(blank(parts.micro.rows(phase.rows, phase.context), phase.context), phase)
+            parts.optimizers.rehearse()
+            parts.log.event("compiled", elapsed_s=time.perf_counter() - began_s)
+
+    def step(self, batch: Batch) -> None:
+        """One update of the weights. Nobody waits for the device; an event is written if memory runs out."""
         parts, settings, state = self.parts, self.parts.settings, self.state
         assert parts.optim.matrix_lr is not None
         phase = phase_at(self.phases, state.step)
@@ -246,25 +269,6 @@ class Loop:
         parts.console.say(
             f"out of memory with {before} rows at once: goes on with {now}, which gives the same gradients"
         )
-
-    def _prepare(self) -> None:
-        """Before the first step: find the microbatch, and compile all shapes that will come; say so."""
-        parts, began_s = self.parts, time.perf_counter()
-        coming = [phase for phase in self.phases if self.state.step < phase.end]
-        if not coming:
-            return
-        if parts.runtime.compile:
-            parts.console.say(
-                "compiling the training step: a minute or two the first time, "
-                f"then seconds, as it is kept in {keep_compiled()}"
-            )
-        if parts.runtime.device.type == "cuda" and parts.micro.given is None and parts.micro.tokens is None:
-            self._fit(max(coming, key=lambda phase: (phase.context, phase.rows)))
-        if parts.runtime.compile:
-            for phase in {(phase.rows, phase.context): phase for phase in coming}.values():
-                self._gradients(blank(parts.micro.rows(phase.rows, phase.context), phase.context), phase)
-            parts.optimizers.rehearse()
-            parts.log.event("compiled", elapsed_s=time.perf_counter() - began_s)
 
     def _fit(self, largest: Phase) -> None:
         """Measure how many rows fit, before hours are lost; raises OutOfMemory if not even one does."""

@@ -309,6 +309,17 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(to), f"{target} has no such heading"
 
 
+def test_what_the_program_links_to_exists() -> None:
+    """Fixes of a profile, and whatever else names a document: "docs/speed.md#batches"."""
+    code_files = ROOT.glob("pilgrim/**/*.py")
+    named = {link for file in code_files for link in re.findall(r'"(docs/[^"\s]+)"', file.read_text("utf-8"))}
+    assert len(named) >= 5
+    for link in named:
+        path, _, anchor = link.partition("#")
+        assert (ROOT / path).is_file(), link
+        assert not anchor or anchor in anchors(ROOT / path), link
+
+
 def test_the_index_is_complete() -> None:
     index = ROOT / "docs/README.md"
     links = {(index.parent / link).resolve() for link in re.findall(r"\]\(([^)\s#]+)\)", index.read_text())}

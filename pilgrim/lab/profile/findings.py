@@ -21,7 +21,9 @@ LOSSES = (
     "launch_overhead",
     "exposed_communication",
     "memory_bound",
+    "elementwise_inefficiency",
     "recomputation",
+    "extra_products",
     "matmul_inefficiency",
 )
 
@@ -121,6 +123,7 @@ class Findings:
     compilation: Compilation
     fixes: tuple[Fix, ...]  # best first
     files: dict[str, str]  # what lies beside: {"trace": "trace.json.gz", …}
+    notes: tuple[str, ...] = ()  # sentences on how it was measured, such as what the profiler itself cost
 
     def save(self, file: Path) -> None:
         write_json_atomic(file, asdict(self))

@@ -1,25 +1,5 @@
-// What on the page moves: the theme, the charts with their common view and cursor, and the reels.
+// What on the report moves beside the theme: the charts with their common view and cursor, and the reels.
 // Without scripts the page has words in place of the charts, and three samples in place of each reel.
-document.documentElement.classList.add("scripted");
-
-const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-const press = (buttons, pressed) => {
-  for (const button of buttons) button.setAttribute("aria-pressed", button === pressed);
-};
-
-function setUpTheme() {
-  const button = document.querySelector(".theme");
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
-  const tell = () => button.setAttribute("aria-pressed", isDark());
-  button.addEventListener("click", () => {
-    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-    tell();
-  });
-  system.addEventListener("change", tell);
-  tell();
-}
-
 function setUpCharts() {
   const { stages, charts } = JSON.parse(document.getElementById("payload").textContent);
   const figures = all(".chart");
@@ -122,6 +102,5 @@ function setUpReels() {
     });
 }
 
-setUpTheme();
 setUpCharts();
 setUpReels();

@@ -33,17 +33,17 @@ def remember(journey: Journey, backend: str, rows: int) -> None:
 def test_what_was_timed_before_is_taken_again(journey: Journey) -> None:
     remember(journey, "reference", rows=4)
     log = RunLog(journey.folder / "pretrain")
-    assert chosen_attention(journey, CONFIG, 4, log).backend == "reference"
-    assert chosen_attention(journey, CONFIG, 2, log).backend == "sdpa"  # another shape
+    assert chosen_attention(journey, CONFIG, 4, log, journey.folder).backend == "reference"
+    assert chosen_attention(journey, CONFIG, 2, log, journey.folder).backend == "sdpa"  # another shape
 
 
 def test_what_this_machine_cannot_do_is_not_taken(journey: Journey) -> None:
     remember(journey, "varlen", rows=4)
-    assert chosen_attention(journey, CONFIG, 4, RunLog(journey.folder)).backend == "sdpa"
+    assert chosen_attention(journey, CONFIG, 4, RunLog(journey.folder), journey.folder).backend == "sdpa"
 
 
 def test_a_choice_of_ones_own_is_told(journey: Journey) -> None:
     asked = replace(journey, runtime=replace(CPU, attention="reference"))
-    assert chosen_attention(asked, CONFIG, 4, RunLog(journey.folder)).backend == "reference"
+    assert chosen_attention(asked, CONFIG, 4, RunLog(journey.folder), journey.folder).backend == "reference"
     [event] = read_rows(journey.folder / "events.jsonl")
     assert (event["kind"], event["backend"]) == ("attention", "reference")

@@ -103,11 +103,11 @@ def test_on_cuda_a_step_waits_for_nothing(tmp_path: Path) -> None:
     loop = Loop(parts)
     with Prefetch(grown_batches(parts.rows, loop.phases, 0, None), runtime.device) as stream:
         for _ in range(3):
-            loop._step(next(stream)[0])
+            loop.step(next(stream)[0])
         torch.cuda.set_sync_debug_mode("error")
         try:
             for _ in range(4):
-                loop._step(next(stream)[0])
+                loop.step(next(stream)[0])
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert len(loop._look()) == 2

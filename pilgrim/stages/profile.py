@@ -1,0 +1,179 @@
+"""Profiling: some steps of a stage, looked at closely, without disturbing the run.
+
+Needed are only the run's tokenizer and token sets; if they are missing, they are made as the run would. A
+training stage begins with its last checkpoint if it has one, else with fresh weights, which take as long.
+Written is one folder, runs/NAME/profile/STAGE:
+
+    trace.json.gz               every call and kernel; open it in ui.perfetto.dev
+    memory_snapshot.pickle      on CUDA: every allocation; open it in pytorch.org/memory_viz
+    profile.json, index.html    what was found; recipe.toml and provenance.json say with what
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from importlib import import_module
+from pathlib import Path
+from shutil import copyfile
+from tempfile import TemporaryDirectory
+
+from pilgrim.core import peaks
+from pilgrim.core import runtime as machine
+from pilgrim.core.checkpoint import CheckpointStore
+from pilgrim.core.config import build, differences, dump_toml, load_toml
+from pilgrim.core.console import Console
+from pilgrim.core.errors import CheckpointError, SettingsError
+from pilgrim.core.files import explained, read_json, write_atomic
+from pilgrim.core.runlog import write_provenance
+from pilgrim.core.runtime import Runtime
+from pilgrim.infer.load import load_model, newest_stage
+from pilgrim.lab.profile.analysis import Setting, analyse
+from pilgrim.lab.profile.capture import capture
+from pilgrim.lab.profile.findings import Findings
+from pilgrim.lab.profile.steps import GenerationSteps, TrainingSteps, Work
+from pilgrim.model.init import initialize
+from pilgrim.model.transformer import Transformer
+from pilgrim.stages.journey import Journey, only_writer, run_journey
+from pilgrim.stages.recipe import TRAINED, Recipe, load_recipe
+from pilgrim.stages.shards import run_tokenizer
+from pilgrim.stages.training import ATTENTION, Plan, assemble
+from pilgrim.train.loop import State, load_weights
+
+GENERATE = "generate"
+# How often a step is made beside the profiled ones: plain ones before and after, and three in eager mode.
+TIMES_STEPS, EAGER_STEPS = 3, 3
+
+
+def profile_stage(
+    recipe_file: Path,
+    overrides: list[str],
+    *,
+    stage: str = "pretrain",
+    steps: int = 5,
+    warmup: int = 3,
+    out: Path | None = None,
+    runs: Path = Path("runs"),
+    console: Console | None = None,
+) -> tuple[Findings, Path]:
+    """Profile a stage and write `profile.json` and what it was made from; returns findings and folder.
+
+    Raises PilgrimError in one sentence for what the user can mend.
+    """
+    console = console or Console()
+    recipe = load_recipe(recipe_file, overrides)
+    check(recipe, stage, steps, warmup)
+    run = runs / recipe.name
+    if not (run / "shards" / "DONE.json").exists():
+        run_journey(recipe_file, overrides, until="shards", runs=runs, console=console)
+    refuse_other_data(run, recipe)
+    runtime = machine.start(recipe.runtime, recipe.seed)
+    journey = Journey(recipe, run, runtime, console)
+    folder = out or run / "profile" / stage
+    with explained("made", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with only_writer(run):  # what else works in this run would be measured along
+        console.stage("profile", f"{steps} steps of {stage}, after {warmup} to warm up")
+        with TemporaryDirectory() as notes:  # what a stage would note in the run's folder
+            work, beginning = _work(journey, stage, TIMES_STEPS * steps + warmup + EAGER_STEPS, Path(notes))
+            with closing(work):
+                captured = capture(work, runtime.device, steps, warmup, folder)
+                setting = _setting(recipe, stage, work, runtime, beginning)
+        limits = peaks.measured(runtime.device, runtime.dtype)
+        findings = analyse(captured, setting, limits)
+        findings.save(folder / "profile.json")
+        write_atomic(folder / "recipe.toml", dump_toml(recipe))  # for comparing with another profile
+        hashes = read_json(run / "provenance.json")["data_sha256"]  # of the run, whose token sets these are
+        write_provenance(folder, command=sys.argv, seed=recipe.seed, data_hashes=hashes)
+    return findings, folder
+
+
+def check(recipe: Recipe, stage: str, steps: int, warmup: int) -> None:
+    """Raises SettingsError for what can't be profiled."""
+    if stage not in (*TRAINED, GENERATE):
+        known = ", ".join((*TRAINED, GENERATE))
+        raise SettingsError(f"--stage {stage}: no stage of that name can be profiled; those are {known}")
+    if stage != GENERATE and getattr(recipe, stage) is None:
+        has = ", ".join([s for s in TRAINED if getattr(recipe, s)] + [GENERATE])
+        raise SettingsError(
+            f"--stage {stage}: this recipe has no [{stage}] table; add one, or profile one of {has}"
+        )
+    if steps < 1:
+        raise SettingsError(f"--steps {steps}: at least one step is needed to see anything; try 5")
+    if warmup < 1:
+        raise SettingsError(
+            f"--warmup {warmup}: the first step is never like the others (it compiles); try 3"
+        )
+
+
+def refuse_other_data(run: Path, recipe: Recipe) -> None:
+    """Raises SettingsError if the run's token sets are not those of this recipe."""
+    file = run / "recipe.toml"
+    made_with = build(Recipe, load_toml(file), str(file))
+    for table in ("tokenizer", "data"):
+        if changes := differences(getattr(made_with, table), getattr(recipe, table)):
+            raise SettingsError(
+                f"{file}: the run's token sets were made with another [{table}] ({'; '.join(changes)}); "
+                "give this profile another name with name=…"
+            )
+
+
+def _work(journey: Journey, stage: str, steps: int, notes: Path) -> tuple[Work, str]:
+    """What is to be profiled, and a sentence on what it begins with. `steps` is how many it has to be good
+    for."""
+    if stage == GENERATE:
+        return _generation(journey, steps)
+    remembered = journey.folder / ATTENTION
+    if remembered.exists():
+        copyfile(remembered, notes / ATTENTION)
+    return _training(journey, import_module(f"pilgrim.stages.{stage}").plan(journey), notes)
+
+
+def _setting(recipe: Recipe, stage: str, work: Work, runtime: Runtime, beginning: str) -> Setting:
+    return Setting(
+        recipe.name,
+        stage,
+        0 if stage == GENERATE else getattr(recipe, stage).steps,
+        work.rows,
+        work.all_rows,
+        runtime,
+        "runtime.checkpoint_activations=false" if recipe.runtime.checkpoint_activations else None,
+        (beginning,),
+    )
+
+
+def _training(journey: Journey, plan: Plan, notes: Path) -> tuple[TrainingSteps, str]:
+    """The stage's steps, from its last checkpoint if that is of this shape, and a sentence on which."""
+    parts = assemble(journey, plan, _fresh(journey), notes)
+    store = CheckpointStore(journey.folder / plan.stage / "checkpoints")
+    found = store.load_latest(journey.console.say)
+    if found is None or found.state["model_config"] != parts.model.config.model_dump():
+        return TrainingSteps(parts, State()), "Steps began from fresh weights."
+    load_weights(parts.model, found.tensors["model"], found.state["model_config"], found.folder)
+    parts.optimizers.load(found.tensors["optimizer"])
+    state = State(**{k: v for k, v in found.state.items() if k != "model_config"})
+    if state.micro_rows == parts.micro.given:
+        parts.micro.tokens = state.micro_tokens
+    return TrainingSteps(parts, state), f"Steps began from the checkpoint of step {found.step}."
+
+
+def _generation(journey: Journey, steps: int) -> tuple[GenerationSteps, str]:
+    """Replies to the recipe's prompts, by the run's last model if that is of this shape."""
+    recipe, runtime = journey.recipe, journey.runtime
+    tokenizer, _ = run_tokenizer(journey)
+    config, note = recipe.model.config(tokenizer.vocab_size), "Replies are written with fresh weights."
+    model = Transformer(config)
+    try:
+        stage = newest_stage(journey.folder)
+        trained = load_model(journey.folder / stage, journey.console.say)
+    except CheckpointError:
+        trained = None
+    if trained is not None and trained.config == config:
+        model, note = trained, f"Replies are written by the model of {stage}."
+    else:
+        _fresh(journey)(model)
+    prompts = [[tokenizer.eot_id, *tokenizer.encode(prompt)] for prompt in recipe.eval.prompts]
+    return GenerationSteps(model, runtime, prompts, steps), note
+
+
+def _fresh(journey: Journey) -> Callable[[Transformer], None]:
+    return lambda model: initialize(model, journey.runtime.generator("initialize"))
