@@ -19,9 +19,11 @@ peak (pilgrim/core/peaks.py), `of spec` the same over what its maker promises. `
 that masked attention makes in vain (`flops_multiplied`). `as PaLM` is `of spec` as papers count it, with each
 token meeting every key of its row. `memory` is the most that tensors took on a GPU.
 
-Beside ours, a public baseline of the same shape on the same rows: transformers' Qwen3ForCausalLM, compiled,
-under bf16 autocast, with torch's fused AdamW; in turns on a CPU, one after the other on a GPU, whose memory
-holds one of them. All times are medians; the machine may be busy, so read the ratios.
+Beside ours, public baselines on the same rows: transformers' Qwen3ForCausalLM of the same shape, compiled,
+under bf16 autocast, with torch's fused AdamW; and with `--nanochat DIR` nanochat's own network and optimizer
+from a checkout, of the same depth, width and context, compiled, in bf16. FLOP/s are those of our network, so
+for nanochat only tokens/s mean something. They run in turns on a CPU, one after the other on a GPU, whose
+memory holds one of them. All times are medians; the machine may be busy, so read the ratios.
 """
 
 import argparse
@@ -33,9 +35,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import beside_nanochat
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -45,10 +49,12 @@ from pilgrim.core.config import Settings, apply_overrides, build
 from pilgrim.core.errors import PilgrimError
 from pilgrim.core.runtime import GB, Runtime, RuntimeSettings, start
 from pilgrim.data.loader import Batch
+from pilgrim.model.attention_choice import choose, refuse_impossible
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.count import flops_multiplied, flops_needed, parameters
 from pilgrim.model.init import initialize
 from pilgrim.model.memory import rows_that_fit
+from pilgrim.model.precision import refuse_odd_sizes, train_in_fp8
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers, OptimSettings
 from pilgrim.stages.recipe import Recipe, load_recipe
@@ -70,7 +76,8 @@ NOT_SWITCHED = {"runtime.device"}
 # Which kind of work an operation is, by what its name holds; the first that fits.
 KINDS = (
     ("attention", ("scaled_dot_product", "flash", "fmha", "attention")),
-    ("optimizer", ("Optimizer.step", "bmm", "_foreach")),
+    ("batched products: attention's on a CPU, and Muon's", ("bmm",)),
+    ("optimizer, beside its products", ("Optimizer.step", "_foreach")),
     ("matrix products", ("aten::mm", "addmm", "gemm", "nvjet", "cutlass")),
     ("compiled elementwise work, loss and norms", ("CompiledFxGraph", "cpp_fused", "triton")),
 )
@@ -132,6 +139,8 @@ def main() -> None:
     makers: dict[str, Maker] = {"pilgrim": ours}
     if not arguments.no_baseline:
         makers["transformers"] = baseline
+    if arguments.nanochat:
+        makers["nanochat"] = partial(nanochat, arguments.nanochat)
     side_by_side(case, makers, turns)
     where_the_time_goes(ours(case), case.runtime)
 
@@ -145,9 +154,9 @@ def side_by_side(case: Case, makers: dict[str, Maker], turns: int) -> None:
         found = in_turns({name: make(case) for name, make in makers.items()}, turns, case.runtime)
         for name, measured in found.items():
             print(line(name, case, measured))
-    if len(found) == 2:
-        ratio = found["transformers"].seconds / found["pilgrim"].seconds
-        print(f"pilgrim is {ratio:.2f}x as fast as the baseline")
+    for name, measured in found.items():
+        if name != "pilgrim" and "pilgrim" in found:
+            print(f"pilgrim is {measured.seconds / found['pilgrim'].seconds:.2f}x as fast as {name}")
 
 
 def read_arguments() -> argparse.Namespace:
@@ -160,7 +169,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=5, help="how often ours and the baseline take turns")
     parser.add_argument("--switches", action="store_true", help="a line for each setting changed alone")
     parser.add_argument("--quick", action="store_true", help="two layers, two rows, one turn")
-    parser.add_argument("--no-baseline", action="store_true", help="ours alone")
+    parser.add_argument("--no-baseline", action="store_true", help="without transformers")
+    parser.add_argument("--nanochat", type=Path, metavar="DIR", help="a checkout of nanochat, to time it too")
     return parser.parse_args()
 
 
@@ -175,6 +185,9 @@ def put_on_this_machine(preset: Preset, overrides: list[str], rows: int) -> Case
         recipe = build(Recipe, apply_overrides(D4, overrides), "d4").resolved()
     config = recipe.model.config(recipe.tokenizer.vocab_size)
     runtime = start(recipe.runtime, seed=1)
+    refuse_impossible(runtime, config)
+    if runtime.fp8:
+        refuse_odd_sizes(config, rows * config.context)
     document = min(preset.document, config.context)
     batch = random_batch(config, rows, document)
     return Case(recipe, config, runtime, batch, document, micro_rows(config, runtime, rows))
@@ -203,7 +216,10 @@ def ours(case: Case) -> Step:
     model = Transformer(case.config).to(runtime.device)
     initialize(model, runtime.generator("initialize"))
     optimizers = Optimizers(model, case.recipe.optim, runtime.dtype, runtime.compile)
-    losses = compiled_token_losses(runtime)
+    model.recompute = case.recipe.runtime.checkpoint_activations
+    if runtime.fp8:
+        train_in_fp8(model.model.layers)
+    losses = compiled_token_losses(runtime, choose(runtime, case.config, case.micro_rows).backend)
 
     def step() -> None:
         accumulate(model, case.batch, case.micro_rows, losses, runtime)
@@ -246,6 +262,31 @@ def baseline(case: Case) -> Step:
             with torch.autocast(runtime.device.type, torch.bfloat16, enabled=runtime.dtype == torch.bfloat16):
                 loss = compiled(here.inputs_bt, here.targets_bt) / micros
             loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def nanochat(repo: Path, case: Case) -> Step:
+    """nanochat's network of this depth and context, and its optimizer, from a checkout, in bf16.
+
+    It is another network (ReLU² MLP, value embeddings), so compare tokens/s, not FLOP/s.
+    """
+    gpt = beside_nanochat.nanochat_gpt(repo)
+    config, runtime = case.config, case.runtime
+    model = beside_nanochat.build(gpt, config.depth, config.context, config.vocab_size)
+    model.to_empty(device=runtime.device)
+    model.init_weights()
+    optimizer = model.setup_optimizer(
+        **beside_nanochat.rates(case.batch.inputs_bt.numel(), 1.0), weight_decay=0.0
+    )
+    compiled = torch.compile(model, dynamic=False) if runtime.compile else model
+
+    def step() -> None:
+        for micro in case.batch.micro(case.micro_rows):
+            here = micro.to(runtime.device)
+            compiled(here.inputs_bt, here.targets_bt).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -287,20 +287,68 @@ def chat(
 @app.command(
     "eval",
     epilog=examples(
-        "Example", ("pilgrim eval pocket && pilgrim report pocket", "measure again, and show it")
+        "Examples",
+        ("pilgrim eval pocket && pilgrim report pocket", "measure again, and show it"),
+        ("pilgrim eval pocket --suite core --items 32", "a quick look at CORE's tasks"),
+        ("pilgrim eval try2 --suite core --compare pocket", "is it better than pocket, item by item?"),
     ),
 )
 @guarded()
-def eval_command(run: RunArgument) -> None:
-    """Measure a trained model: bits per byte on text it never saw, and how it behaves in a chat.
+def eval_command(
+    run: RunArgument,
+    suite: Annotated[
+        Literal["core", "behaviour", "all"],
+        typer.Option(help="behaviour: what `pilgrim run` measures at its end; core: CORE's tasks."),
+    ] = "all",
+    items: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Of each task of CORE this many; left out: all.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="CORE's tasks. Left out: the recipe's eval.core, by default up to 100 bundled items each.",
+        ),
+    ] = None,
+    fetch: Annotated[
+        bool,
+        typer.Option(
+            "--fetch", help="Take all of CORE's tasks, and fetch them first if they are not here yet."
+        ),
+    ] = False,
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="OTHER", help="A run that was evaluated before: how do the two differ?"),
+    ] = None,
+) -> None:
+    """Measure a trained model: bits per byte, behaviour in a chat, and questions with known answers.
 
-    Does it end its replies, does it repeat itself, does it know its name? `pilgrim run` does this as its last
-    stage; this command does it again. The result is in RUN/evaluate/.
+    behaviour: bits per byte on text it never saw; does it end its replies, does it repeat itself, does it
+    know its name? `pilgrim run` does this as its last stage.
+
+    core: the tasks of CORE, from reading to reasoning, mostly multiple choice, with the newest model. Every
+    accuracy has its standard error. The result is in RUN/evaluate/.
     """
     folder = find_run(run)
+    other = find_run(compare) if compare is not None else None
+    from pilgrim.evals.fetch import fetch_bundle
+    from pilgrim.stages import core
     from pilgrim.stages.evaluate import evaluate_run
 
-    evaluate_run(folder)
+    if suite == "behaviour" and (items is not None or data is not None or fetch):
+        raise PilgrimError("--items, --data and --fetch are about CORE's tasks; leave out --suite behaviour")
+    if fetch and data is not None:
+        raise PilgrimError(f"--fetch and --data {data} contradict each other; leave one of them out")
+    if fetch:
+        data = fetch_bundle(say=typer.echo)
+    if other is not None:
+        core.read_result(other)  # if it is missing, that is told before minutes are spent
+    if suite != "core":
+        evaluate_run(folder)
+    if suite != "behaviour":
+        core.evaluate_core(folder, data, items)
+    if other is not None:
+        core.compare_core(folder, other)
 
 
 @app.command(epilog=examples("Example", ("pilgrim report pocket", "writes runs/pocket/report.html")))

@@ -20,6 +20,7 @@ import torch
 # Compiled versions of one function: as many as there are shapes, and stages of a run make some of their own.
 # torch's own limit of 8 is meant for code that sees a new shape every time.
 VERSIONS = 64
+VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -34,12 +35,13 @@ def compiled(function: F) -> F:
 def keep_compiled() -> Path:
     """Let torch keep what it compiles in the user's cache folder, and return it.
 
-    A folder named by torch's own variable stays. Where the cache folder can't be written, it is torch's, in
-    the temporary folder.
+    A folder that somebody has named by torch's own variable stays. Where the cache folder can't be written,
+    it is torch's, in the temporary folder.
     """
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    # When it is imported, torch's compiler sets the variable itself, to its own choice.
+    from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
-    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+    if os.environ.get(VARIABLE, default_cache_dir()) == default_cache_dir():
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         folder = caches / "pilgrim" / "torchinductor"
         try:
@@ -47,5 +49,5 @@ def keep_compiled() -> Path:
         except OSError:
             return Path(cache_dir())
         if os.access(folder, os.W_OK):
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+            os.environ[VARIABLE] = str(folder)
     return Path(cache_dir())

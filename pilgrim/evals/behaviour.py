@@ -50,6 +50,11 @@ class Share:
         return self.hits / self.n
 
     @property
+    def standard_error(self) -> float:
+        """Of the share: sqrt(p (1 - p) / n). It is 0 for 0% and 100%; the interval is not."""
+        return math.sqrt(self.share * (1 - self.share) / self.n)
+
+    @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95% interval: the true shares that this count does not contradict."""
         spread = _Z**2 / self.n

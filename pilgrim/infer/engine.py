@@ -26,6 +26,7 @@ from pilgrim.core.errors import DataError
 from pilgrim.core.runtime import Runtime
 from pilgrim.infer.cache import KVCache
 from pilgrim.infer.sampling import Sampling, choose
+from pilgrim.model.attention import causal_attention
 from pilgrim.model.transformer import Transformer
 
 # Prompts are read together up to this many tokens, padding included: enough to keep a machine busy.
@@ -137,14 +138,30 @@ class Engine:
     def read(self, cache: KVCache, first: int, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Lets row `first + i` read `tokens[i]`; returns the scores of what follows each, [b, v]."""
         counts = [len(ids) for ids in tokens]
-        device = self._runtime.device
-        padded = [[*ids, *[0] * (max(counts) - len(ids))] for ids in tokens]
-        positions_bt, attend = cache.extend(first, counts)
-        hidden_btw = self.model(torch.tensor(padded, device=device), attend, positions_bt, self.dtype)
-        last_bw = hidden_btw[torch.arange(len(counts)), torch.tensor(counts) - 1]
+        last_bw = self.hidden(cache, first, tokens)[torch.arange(len(counts)), torch.tensor(counts) - 1]
         scores_bv = self.model.logits(last_bw).float()
         # Drawing needs float64, which Apple's GPU doesn't have; memory is shared there, so this is cheap.
-        return scores_bv.cpu() if device.type == "mps" else scores_bv
+        return scores_bv.cpu() if self._runtime.device.type == "mps" else scores_bv
+
+    @torch.inference_mode()
+    def hidden(self, cache: KVCache, first: int, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Lets row `first + i` read `tokens[i]`; returns hidden states [b, t, w], padded at the right."""
+        positions_bt, attend = cache.extend(first, [len(ids) for ids in tokens])
+        out: Tensor = self.model(self.padded(tokens), attend, positions_bt, self.dtype)
+        return out
+
+    @torch.inference_mode()
+    def hidden_alone(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Hidden states [b, t, w] of whole texts, padded at the right, without keeping keys and values."""
+        out: Tensor = self.model(self.padded(tokens), causal_attention, dtype=self.dtype)
+        return out
+
+    def padded(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Ids [b, t] on the engine's device. No token looks to its right, so the padding changes nothing."""
+        longest = max(len(ids) for ids in tokens)
+        return torch.tensor(
+            [[*ids, *[0] * (longest - len(ids))] for ids in tokens], device=self._runtime.device
+        )
 
     def write(
         self,

@@ -1,7 +1,7 @@
 """A run's folder as one page: report.html, which needs no network and no other file.
 
 The page is read from what the stages left behind, never from the stages themselves: JSONL rows,
-DONE.json, evaluate/result.json, the recipe and the provenance. A stage that does not exist yet, a
+DONE.json, what the evaluations found, the recipe and the provenance. A stage that does not exist yet, a
 value that was not measured and a last line torn by a kill are all normal; they appear as a dash.
 
     read      each stage's folder becomes a `Stage`
@@ -62,6 +62,7 @@ def render(run_folder: Path) -> str:
         "reels": sections.reels(stages, questions, notes),
         "compression": sections.compression(mapping(result.get("bpb"))),
         "behaviours": sections.behaviours(mapping(result.get("behaviour"))),
+        "known_answers": sections.known_answers(read_object(run_folder / "evaluate" / "core.json")),
         "examples": sections.examples(result.get("examples"), notes),
         "recipe": highlight_toml(shortened(recipe_text, RECIPE_CHARACTERS)),
         "provenance": origin.facts(provenance),

@@ -253,6 +253,29 @@ def behaviours(measured: Row) -> list[dict[str, Any]]:
     return out
 
 
+def known_answers(result: Row) -> dict[str, Any] | None:
+    """The CORE tasks: the mean in words, and a row for each task; None if they were not asked."""
+    rows = [
+        {"task": plain(name).replace("_", " "), "n": number(row.get("n")), "shots": number(row.get("shots"))}
+        | {
+            key: row[key] if is_number(row.get(key)) else None
+            for key in ("accuracy", "low", "high", "chance", "standard_error")
+        }
+        for name, row in ((name, mapping(row)) for name, row in mapping(result.get("tasks")).items())
+    ]
+    if not rows:
+        return None
+    missing = result.get("missing")
+    return {
+        "name": plain(result.get("name", "CORE-slice")),
+        "score": number(result.get("score"), 3),
+        "standard_error": number(result.get("standard_error"), 3),
+        "stage": plain(result.get("stage", "")),
+        "missing": ", ".join(plain(name) for name in missing) if isinstance(missing, list) else "",
+        "rows": rows,
+    }
+
+
 def compression(measured: Row) -> list[dict[str, Any]]:
     """Bits per byte by text, with the share of its size that the text would keep, and its size."""
     rows = [(plain(name), mapping(row)) for name, row in measured.items()]

@@ -120,13 +120,14 @@ def optimizer_bytes(config: ModelConfig) -> int:
     """Bytes of the optimizers' state, which is fp32: Muon for the layers' matrices, AdamW for the rest.
 
     Muon keeps a momentum for every entry and a second moment for every row; AdamW keeps two numbers
-    for every entry and a step count for every tensor.
+    for every entry; both a step count for every tensor.
     """
     count = parameters(config)
     queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
     # The rows of q, k and v, of o and down, and of gate and up.
     rows = config.depth * (queries + 2 * keys + 2 * config.width + 2 * config.mlp_width)
-    tensors = 4 * config.depth + 1 + (1 if config.tied else 2)  # norms, and one or two tables
+    # Four norms and seven matrices a layer, the last norm, and one or two tables.
+    tensors = (4 + 7) * config.depth + 1 + (1 if config.tied else 2)
     muon = count.matrices + rows
     adamw = 2 * (count.embedding + count.head + count.norms) + tensors
     return FP32_BYTES * (muon + adamw)

@@ -13,6 +13,9 @@ layer in bf16, where this says 42 (tests/unit/model/test_memory.py). Without tor
 they computed in fp32 besides, and it is half as much again. Attention on a GPU keeps no scores. On a CPU,
 compiled, it does (model/attention.py), and so needs more than is said here.
 
+With `recompute` (Transformer.recompute) only each layer's input is kept, and in backward one layer at a time
+keeps all of that.
+
 The loss (train/losses.py) makes its scores for a chunk of tokens, and holds the head's gradient once more.
 """
 

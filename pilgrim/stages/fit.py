@@ -58,8 +58,14 @@ def cannot_fit(recipe: Recipe, needed: TrainingBytes, room: Room) -> str | None:
         free = f"of which {room.free_bytes / GB:.1f} are free"
         return f"{sentence}, {free}: {room.taken or 'end other programs'}"
     if needed.activations > needed.fixed:
+        first = (
+            ""
+            if recipe.runtime.checkpoint_activations
+            else "write runtime.checkpoint_activations = true, or "
+        )
         return (
-            f"{sentence}; lower model.context = {recipe.model.context}, or model.depth = {recipe.model.depth}"
+            f"{sentence}; {first}lower model.context = {recipe.model.context}, "
+            f"or model.depth = {recipe.model.depth}"
         )
     return f"{sentence}; lower model.depth = {recipe.model.depth}"
 

@@ -105,7 +105,9 @@ def refuse_impossible_training(recipe: Recipe, runtime: Runtime) -> None:
     if runtime.fp8:
         trained = [t for t in (recipe.pretrain, recipe.midtrain, recipe.sft) if t is not None]
         for settings in trained:
-            refuse_odd_sizes(config, (settings.micro_rows or 1) * config.context)
+            grown = [context for _, context in (settings.grow and settings.grow.context) or ()]
+            for context in (*grown, config.context):
+                refuse_odd_sizes(config, (settings.micro_rows or 1) * context)
 
 
 def chosen(recipe: Recipe, only: str | None, until: str | None) -> list[str]:

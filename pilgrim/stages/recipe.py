@@ -62,6 +62,7 @@ class EvalSettings(Settings):
     sample_tokens: int = Field(80, ge=1, description="length of those samples")
     temperature: float = Field(0.7, ge=0, description="at which samples and replies are drawn")
     reply_tokens: int = Field(200, ge=1, description="a reply that is longer has not ended by itself")
+    core: str = Field("assets:evals/core", description="folder of CORE's tasks (docs/evals.md)")
 
 
 class Recipe(Settings):

@@ -186,9 +186,26 @@ class Loop:
         return state
 
     def prepare(self) -> None:
-        """Find the size of the microbatch, and compile. Changes no weight, and is said."""
-        self._fit()
-        self._compile()
+        """Before the first step: find the microbatch, and compile all shapes that will come; say so.
+
+        Changes no weight.
+        """
+        parts, began_s = self.parts, time.perf_counter()
+        coming = [phase for phase in self.phases if self.state.step < phase.end]
+        if not coming:
+            return
+        if parts.runtime.compile:
+            parts.console.say(
+                "compiling the training step: a minute or two the first time, "
+                f"then seconds, as it is kept in {keep_compiled()}"
+            )
+        if parts.runtime.device.type == "cuda" and parts.micro.given is None and parts.micro.tokens is None:
+            self._fit(max(coming, key=lambda phase: (phase.context, phase.rows)))
+        if parts.runtime.compile:
+            for phase in {(phase.rows, phase.context): phase for phase in coming}.values():
+                self._gradients(blank(parts.micro.rows(phase.rows, phase.context), phase.context), phase)
+            parts.optimizers.rehearse()
+            parts.log.event("compiled", elapsed_s=time.perf_counter() - began_s)
 
     def step(self, batch: Batch) -> None:
         """One update of the weights. Nobody waits for the device; an event is written if memory runs out."""
@@ -253,13 +270,9 @@ class Loop:
             f"out of memory with {before} rows at once: goes on with {now}, which gives the same gradients"
         )
 
-    def _fit(self) -> None:
-        """Find the microbatch on a GPU, unless the recipe or a checkpoint says it, before hours are lost."""
-        parts, micro = self.parts, self.parts.micro
-        unknown = micro.given is None and micro.tokens is None
-        if parts.runtime.device.type != "cuda" or not unknown or self.state.step == self.steps:
-            return
-        largest = max(self.phases, key=lambda phase: (phase.context, phase.rows))
+    def _fit(self, largest: Phase) -> None:
+        """Measure how many rows fit, before hours are lost; raises OutOfMemory if not even one does."""
+        parts = self.parts
         found = measure(
             parts.model,
             parts.losses,
@@ -268,24 +281,9 @@ class Loop:
             largest.rows,
             largest.context,
         )
-        micro.tokens = found.rows * largest.context
+        parts.micro.tokens = found.rows * largest.context
         parts.log.event("fit", context=largest.context, **asdict(found))
         parts.console.say(str(found))
-
-    def _compile(self) -> None:
-        """Compile the step for all shapes that will come, by a rehearsal that changes nothing; say so."""
-        parts, began_s = self.parts, time.perf_counter()
-        coming = [phase for phase in self.phases if self.state.step < phase.end]
-        if not parts.runtime.compile or not coming:
-            return
-        parts.console.say(
-            "compiling the training step: a minute or two the first time, "
-            f"then seconds, as it is kept in {keep_compiled()}"
-        )
-        for phase in {(phase.rows, phase.context): phase for phase in coming}.values():
-            self._gradients(blank(parts.micro.rows(phase.rows, phase.context), phase.context), phase)
-        parts.optimizers.rehearse()
-        parts.log.event("compiled", elapsed_s=time.perf_counter() - began_s)
 
     def _look(self) -> dict[str, float]:
         """Write the window's rows; stop if a loss is not finite. The only place that waits for the device."""

@@ -28,6 +28,7 @@ from typer.main import get_command
 
 from pilgrim.cli import app
 from pilgrim.core.console import Console
+from pilgrim.stages.core import evaluate_core
 from pilgrim.stages.journey import chosen, run_journey
 from pilgrim.stages.recipe import Recipe, load_recipe
 
@@ -192,9 +193,9 @@ def test_settings_exist(page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run, in seconds: little text, a step or two, hardly a network."""
+    """A whole run, in seconds: little text, a step or two, hardly a network; and `pilgrim eval` on it."""
     conversations = '["assets:conversations/heldout.jsonl.zst"]'
-    return run_journey(
+    run = run_journey(
         ROOT / "recipes/pocket.toml",
         [
             "runtime.compile=off",
@@ -214,6 +215,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         runs=tmp_path_factory.mktemp("runs"),
         console=Console(quiet=True),
     )
+    evaluate_core(run, limit=1, console=Console(quiet=True))
+    return run
 
 
 def words_with_paths(page: Path) -> Iterator[str]:
@@ -221,7 +224,7 @@ def words_with_paths(page: Path) -> Iterator[str]:
     listed = [word for block in blocks(page) if block.language == "sh" for word in block.text.split()]
     for word in [*listed, *(word for span in spans(prose(page)) for word in span.split())]:
         bare = word.strip("\"'[],")
-        is_path = "/" in bare and not bare.startswith(("/", "http", "assets:", "."))
+        is_path = "/" in bare and not bare.startswith(("/", "~", "http", "assets:", "."))
         if (is_path or bare.endswith((".py", ".toml"))) and "…" not in bare and "=" not in bare:
             yield bare
 

@@ -169,7 +169,7 @@ def test_evaluating_once_more_finds_the_same(
     run: Path, pilgrim: Pilgrim, recipe: Path, essence: Essence
 ) -> None:
     before = essence(run)
-    for arguments in (["run", recipe, "--only", "evaluate"], ["eval", "tiny"]):
+    for arguments in (["run", recipe, "--only", "evaluate"], ["eval", "tiny", "--suite", "behaviour"]):
         (run / "evaluate" / "result.json").unlink()
         result = pilgrim(*arguments)
         assert result.exit_code == 0, result.output

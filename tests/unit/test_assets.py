@@ -3,11 +3,13 @@
 The rules that made the conversations are tested too: on small stories, where one can see what is true.
 """
 
+import fnmatch
 import hashlib
 import json
 import random
 import re
 from collections import Counter
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -79,6 +81,15 @@ def test_every_source_has_its_licence() -> None:
         assert f"| `{known}` |" in table, source
 
 
+def test_every_evaluation_file_has_its_licence() -> None:
+    """The table names each file, or its beginning with a star."""
+    table = (ASSETS / "SOURCES.md").read_text(encoding="utf-8").split("## The evaluation items")[1]
+    named = re.findall(r"`([a-z0-9_*]+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
+    for file in (ASSETS / "evals").rglob("*.jsonl.zst"):
+        name = file.name.removesuffix(".jsonl.zst")
+        assert any(fnmatch.fnmatch(name, pattern) for pattern in named), name
+
+
 # The conversations
 
 
@@ -119,6 +130,28 @@ def test_no_validation_story_is_told_in_training() -> None:
     told = "\n".join(plain(m.content) for c in conversations("train") for m in c.messages)
     for document in read_documents(["assets:text/val.jsonl.zst"]):
         assert plain(document.text)[-120:] not in told, document.text
+
+
+def test_no_item_of_an_evaluation_is_trained_on() -> None:
+    """No thirteen words in a row of any item (the length at which GPT-3's authors looked for copies)."""
+    trained = [document.text for document in read_documents(["assets:text/train.jsonl.zst"])]
+    trained += [document.text for document in read_documents(["assets:text/classics.jsonl.zst"])]
+    trained += [m.content for c in conversations("train") for m in c.messages]
+    asked = {
+        run: f"{file.name}, line {line}"
+        for file in (ASSETS / "evals").rglob("*.jsonl.zst")
+        for line, row in read_jsonl_zst(file)
+        for run in thirteen_words(" ".join(str(value) for value in row.values()))
+    }
+    assert len(asked) > 10_000
+    for text in trained:
+        found = next((run for run in thirteen_words(text) if run in asked), None)
+        assert found is None, (asked[found], found)
+
+
+def thirteen_words(text: str) -> Iterator[str]:
+    words = plain(text).split()
+    return (" ".join(words[at : at + 13]) for at in range(len(words) - 12))
 
 
 def test_heldout_conversations_begin_in_other_words() -> None:

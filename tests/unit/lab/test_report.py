@@ -205,6 +205,41 @@ def test_hostile_text_stays_text(run: Path) -> None:
     assert page.text.count(ATTACK) >= 10
 
 
+CORE = {
+    "name": "CORE-slice (1 of 22 tasks, 40 items each)",
+    "score": 0.0333,
+    "standard_error": 0.0912,
+    "stage": "sft",
+    "missing": ["coqa"],
+    "tasks": {
+        "arc_easy": {
+            "n": 40, "shots": 10, "accuracy": 0.275, "standard_error": 0.0706, "low": 0.161, "high": 0.428,
+            "chance": 0.25, "right": [True, False],
+        },
+    },
+}  # fmt: skip
+
+
+def test_questions_with_known_answers(run: Path) -> None:
+    assert "Questions with known answers" not in report(run).text
+    write_object(run / "evaluate" / "core.json", CORE)
+    page = report(run)
+    for expected in ("1 of 22 tasks", "0.033", "± 0.091", "arc easy", "27.5%", "n = 40", "No data for coqa"):
+        assert expected in page.text, expected
+    chance = [attrs for tag, attrs in page.tags if tag == "line" and attrs.get("class") == "chance"]
+    assert [(line["x1"], line["x2"]) for line in chance] == [("25.00%", "25.00%")]
+    assert "arc easy: 27.5%, between 16.1% and 42.8%, chance 25%" in page.having("svg", "aria-label")
+
+
+def test_questions_whose_answers_are_spoiled(run: Path) -> None:
+    write_object(run / "evaluate" / "core.json", {"tasks": {ATTACK: {"n": ATTACK, "low": None}}, "name": 1})
+    page = report(run)
+    assert page.text.count(ATTACK.replace("_", " ")) == 1
+    assert "±" in page.text
+    write_object(run / "evaluate" / "core.json", {"tasks": None})
+    assert "Questions with known answers" not in report(run).text
+
+
 def test_text_that_html_or_utf8_cannot_hold(run: Path) -> None:
     train(run / "pretrain", 4, text="nul \0 bell \a half \ud83d tab\there")
     assert "nul ␀ bell ␇ half ? tab\there" in report(run).text

@@ -1,9 +1,9 @@
 """How low does nanochat get on our bundled text in a pocket run? The public baseline of benchmarks/pocket.py.
 
     git clone https://github.com/karpathy/nanochat
-    python benchmarks/nanochat.py --repo nanochat                   with its own learning rates
-    python benchmarks/nanochat.py --repo nanochat --lr-factor 4     with rates four times higher
-    python benchmarks/nanochat.py --repo nanochat --quick           a smoke test in a minute or two
+    python benchmarks/beside_nanochat.py --repo nanochat                   with its own learning rates
+    python benchmarks/beside_nanochat.py --repo nanochat --lr-factor 4     with rates four times higher
+    python benchmarks/beside_nanochat.py --repo nanochat --quick           a smoke test in a minute or two
 
 Network, initialization and optimizer are nanochat's own code, imported from the checkout (the versions from
 March 2026 on, which have `smear` and `backout` in gpt.py). Text and tokenizer are pilgrim's: the bundled
@@ -99,9 +99,7 @@ def nanochat_gpt(repo: Path) -> Any:
             "and name that folder"
         )
     os.environ.setdefault("NANOCHAT_DTYPE", "bfloat16")
-    # This file is called nanochat too, and a script's own folder comes first.
-    here = Path(__file__).parent.resolve()
-    sys.path[:] = [str(repo.resolve()), *(p for p in sys.path if Path(p or ".").resolve() != here)]
+    sys.path.insert(0, str(repo.resolve()))
     return importlib.import_module("nanochat.gpt")
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "nanochat.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "beside_nanochat.py"
 
 
 @pytest.fixture(scope="module")

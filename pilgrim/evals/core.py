@@ -1,0 +1,150 @@
+"""The CORE metric: 22 tasks, each accuracy centered, and their mean.
+
+    centered = (accuracy - chance) / (1 - chance)        0: guessing    1: everything right
+    CORE     = the mean of the 22 centered accuracies
+
+A base model of any size scores a little above 0 here, GPT-2 with 1.6 billion parameters 0.26 (nanochat). Only
+all 22 tasks over all their items are CORE. Anything less is another measure, with a larger error and other
+examples in its prompts, and says so in its name: "CORE-slice (21 of 22 tasks, up to 100 items each)".
+
+Items are shuffled first (items.py), and `limit` takes the first ones. Examples are drawn from the whole file,
+whatever the limit, so an item's score does not depend on how many others are asked.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pilgrim.core.errors import DataError
+from pilgrim.core.files import sha256_file
+from pilgrim.evals.behaviour import Share
+from pilgrim.evals.core_tasks import BUNDLED, TASKS, Task, find_file
+from pilgrim.evals.items import Item, read_items
+from pilgrim.evals.prompts import Question, examples, question
+from pilgrim.evals.scoring import Score, pick, score
+from pilgrim.evals.statistics import error_of_mean
+from pilgrim.infer.engine import Engine
+from pilgrim.text.tokenizer import Tokenizer
+
+ITEMS_AT_ONCE = 128  # prompts held as ids; enough of them to find many of similar length
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A task with its items, all of them, in shuffled order, and how many are asked."""
+
+    task: Task
+    items: list[Item]
+    asked: int
+    sha256: str  # of the file
+
+    def question(self, place: int, tokenizer: Tokenizer, context: int) -> Question:
+        """The item at `place`, with its examples, ready to be scored."""
+        shots = examples(self.items, place, self.task.shots)
+        return question(self.items[place], shots, self.task.kind, self.task.delimiter, tokenizer, context)
+
+
+def read_exams(folder: Path = BUNDLED, limit: int | None = None) -> list[Exam]:
+    """The tasks whose files are in `folder`, of each the first `limit` items (None: all).
+
+    Raises DataError if there is none, or an item is malformed, or there are too few for the examples.
+    """
+    exams = []
+    for task in TASKS:
+        if (file := find_file(folder, task)) is not None:
+            items = read_items(file, task.kind)
+            if len(items) <= task.shots:
+                raise DataError(
+                    f"{file}: {len(items)} items, but {task.name} shows {task.shots} others before each; "
+                    "give it more items"
+                )
+            asked = len(items) if limit is None else min(limit, len(items))
+            exams.append(Exam(task, items, asked, sha256_file(file)))
+    if not exams:
+        raise DataError(
+            f"{folder} holds no task of CORE, such as {TASKS[3].file}.jsonl; "
+            "give the folder of the unpacked evaluation bundle (docs/evals.md)"
+        )
+    return exams
+
+
+def evaluate(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    exams: Sequence[Exam],
+    done: Callable[[int], None] = lambda items: None,
+) -> dict[str, Any]:
+    """Asks everything; the result is plain JSON, with each item's answer. `done(n)` counts finished items."""
+    tasks = {}
+    for exam in exams:
+        scores: list[list[Score]] = []
+        cut = 0
+        for first in range(0, exam.asked, ITEMS_AT_ONCE):
+            places = range(first, min(first + ITEMS_AT_ONCE, exam.asked))
+            asked = [exam.question(place, tokenizer, engine.config.context) for place in places]
+            scores += score(engine, [q.rows for q in asked])
+            cut += sum(q.cut > 0 for q in asked)
+            done(len(asked))
+        tasks[exam.task.name] = _result(exam, scores, cut)
+    return summary(tasks)
+
+
+def summary(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The mean of the centered accuracies with its standard error, its proper name, and the tasks."""
+    centered = {
+        name: {
+            line: (right - task["chance"]) / (1 - task["chance"])
+            for line, right in zip(task["lines"], task["right"], strict=True)
+        }
+        for name, task in tasks.items()
+    }
+    return {
+        "name": name_of(tasks),
+        "score": fmean(task["centered"] for task in tasks.values()),
+        "standard_error": error_of_mean(centered, {name: task["sha256"] for name, task in tasks.items()}),
+        "missing": [task.name for task in TASKS if task.name not in tasks],
+        "tasks": tasks,
+    }
+
+
+def name_of(tasks: dict[str, dict[str, Any]]) -> str:
+    """CORE only if it is: all tasks, and of each all items that were published."""
+    n = {name: task["n"] for name, task in tasks.items()}
+    if n == {task.name: task.items for task in TASKS}:
+        return "CORE"
+    most = max(n.values())
+    items = f"{'up to ' if len(set(n.values())) > 1 else ''}{most:,} {'item' if most == 1 else 'items'}"
+    return f"CORE-slice ({len(n)} of {len(TASKS)} tasks, {items} each)"
+
+
+def _result(exam: Exam, scores: Sequence[Sequence[Score]], cut: int) -> dict[str, Any]:
+    task, items = exam.task, exam.items[: exam.asked]
+    picks = [pick(found) for found in scores]
+    if task.kind == "language_modeling":
+        right = [found[0].greedy for found in scores]
+    else:
+        right = [option == item.gold for option, item in zip(picks, items, strict=True)]
+    share = Share(sum(right), len(right))
+    low, high = share.interval
+    return {
+        "kind": task.kind,
+        "shots": task.shots,
+        "n": share.n,
+        "of": task.items,
+        "accuracy": share.share,
+        "standard_error": share.standard_error,
+        "low": low,
+        "high": high,
+        "chance": task.chance,
+        "guessing": fmean(1 / len(item.options) if len(item.options) > 1 else 0.0 for item in items),
+        "centered": (share.share - task.chance) / (1 - task.chance),
+        "cut": cut,
+        "sha256": exam.sha256,
+        "lines": [item.line for item in items],
+        "right": right,
+        "picks": picks,
+        "golds": [item.gold for item in items],
+        "mean_log_probs": [[round(s.mean, 6) for s in found] for found in scores],
+    }
