@@ -435,7 +435,7 @@ def profile(
         recipe, overrides or [], stage=stage, steps=steps, warmup=warmup, out=out, runs=RUNS
     )
     typer.echo(summary(findings))
-    typer.echo(f"wrote {write_page(findings, folder)}")
+    typer.echo("\n".join(["", *findings.notes, f"wrote {write_page(findings, folder)}"]))
 
 
 def _profile_folder(path: Path, stage: str) -> Path:

@@ -117,10 +117,15 @@ class RandomRows:
 
 
 def tiny_parts(
-    folder: Path, losses: TokenLosses = token_losses, before: Callable[[], None] = lambda: None
+    folder: Path,
+    losses: TokenLosses = token_losses,
+    before: Callable[[], None] = lambda: None,
+    depth: int = 2,
 ) -> Parts:
     runtime = Runtime(torch.device("cpu"), torch.float32, compile=False, seed=1)
-    model = Transformer(ModelSettings(depth=2, width=64, head_size=32, context=CONTEXT).config(VOCABULARY))
+    model = Transformer(
+        ModelSettings(depth=depth, width=64, head_size=32, context=CONTEXT).config(VOCABULARY)
+    )
     initialize(model, runtime.generator("initialize"))
     rows: Rows = RandomRows(runtime, before)
     optimizers = Optimizers(model, RATES, runtime.dtype, compile=False)

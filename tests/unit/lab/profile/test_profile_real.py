@@ -110,11 +110,12 @@ def test_a_graph_break_is_named_first(tiny: MakeParts, profile: Profile, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # a C++ compiler at work
 @loads_the_compiler
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, too
 def test_compiled_kernels_have_bytes_and_sources(tiny: MakeParts, profile: Profile, tmp_path: Path) -> None:
     found = profile(
-        tiny(tmp_path, losses=torch.compile(token_losses, dynamic=False)), compiled=True, warmup=1
+        tiny(tmp_path, losses=torch.compile(token_losses, dynamic=False), depth=1), compiled=True, warmup=1
     )
     assert found.compilation.graphs == 2 and not found.compilation.breaks
     fused = [kernel for kernel in found.kernels if kernel.name.startswith("cpp_fused")]
