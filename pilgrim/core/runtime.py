@@ -97,6 +97,8 @@ def start(settings: RuntimeSettings, seed: int) -> Runtime:
         torch.set_num_threads(settings.threads)
     notes: list[str] = []
     device = _device(settings.device, notes)
+    if device.type == "cpu":
+        machine.keep_freed_memory()
     dtype = _dtype(settings.dtype, device, notes)
     use_compile = _compile(settings.compile, device, notes)
     use_fp8 = _fp8(settings.fp8, device, dtype)
