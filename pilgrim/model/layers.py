@@ -33,8 +33,11 @@ def _product(x: Tensor, weight: Tensor, fp8: bool) -> Tensor:
 def joint_linear(x: Tensor, *layers: Linear) -> tuple[Tensor, ...]:
     """Several linear maps of one input as a single, wider matrix product: fuller use of the machine.
 
-    The weights stay separate parameters, because the optimizer orthogonalizes each map by itself.
+    The weights stay separate parameters, because the optimizer orthogonalizes each map by itself. So they are
+    joined anew every time, which pays off over a training batch, and not for the few tokens of generation.
     """
+    if not torch.is_grad_enabled():
+        return tuple(layer(x) for layer in layers)
     weight = torch.cat([layer.weight for layer in layers])
     out = _product(x, weight, all(layer.fp8 and layer.training for layer in layers))
     outs: tuple[Tensor, ...] = out.split([layer.weight.shape[0] for layer in layers], dim=-1)

@@ -19,7 +19,7 @@ from pilgrim.model.config import ModelSettings
 from pilgrim.model.count import parameters
 from pilgrim.optim import scaling
 from pilgrim.optim.groups import OptimSettings
-from pilgrim.train.grow import mean_tokens
+from pilgrim.train.grow import GrowSettings, mean_tokens
 from pilgrim.train.loop import TrainSettings
 
 T = TypeVar("T", bound=TrainSettings)
@@ -117,12 +117,22 @@ class Recipe(Settings):
             settings: TrainSettings | None = getattr(self, name)
             if settings and (what := settings.contradiction(name)):
                 raise ValueError(what)
-            lengths = [context for _, context in (settings and settings.grow and settings.grow.context) or ()]
-            if lengths and (lengths[-1] != self.model.context or max(lengths) > self.model.context):
-                raise ValueError(
-                    f"{name}.grow.context = … {lengths} must end with model.context = {self.model.context}, "
-                    f"and go no higher; write that as its last value"
-                )
+            grow = (settings and settings.grow) or GrowSettings()
+            for what, pairs, last in (
+                ("context", grow.context, self.model.context),
+                ("window", grow.window, self.model.window),
+            ):
+                values = [value for _, value in pairs or ()]
+                if values and last is None:
+                    raise ValueError(
+                        f"{name}.grow.{what} = … {values} needs layers that have a window; "
+                        f"write model.window = {values[-1]}"
+                    )
+                if values and (values[-1] != last or max(values) > values[-1]):
+                    raise ValueError(
+                        f"{name}.grow.{what} = … {values} must end with model.{what} = {last}, "
+                        f"and go no higher; write that as its last value"
+                    )
         return self
 
     def resolved(self) -> "Recipe":

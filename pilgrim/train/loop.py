@@ -43,7 +43,7 @@ from pilgrim.model.transformer import Transformer
 from pilgrim.optim import schedule
 from pilgrim.optim.groups import Optimizers, OptimSettings
 from pilgrim.train.fit import MicroBatch, blank, measure, too_little
-from pilgrim.train.grow import GrowSettings, Phase, grown_batches, phase_at, phases
+from pilgrim.train.grow import GrowSettings, Phase, grown_batches, grown_windows, phase_at, phases
 from pilgrim.train.step import StepResult, TokenLosses, accumulate
 
 LOOK_EVERY = 10  # steps between looks at the losses: each look waits for the device
@@ -202,7 +202,7 @@ class Loop:
         if parts.runtime.device.type == "cuda" and parts.micro.given is None and parts.micro.tokens is None:
             self._fit(max(coming, key=lambda phase: (phase.context, phase.rows)))
         if parts.runtime.compile:
-            for phase in {(phase.rows, phase.context): phase for phase in coming}.values():
+            for phase in {(phase.rows, phase.context, phase.window): phase for phase in coming}.values():
                 self._gradients(blank(parts.micro.rows(phase.rows, phase.context), phase.context), phase)
             parts.optimizers.rehearse()
             parts.log.event("compiled", elapsed_s=time.perf_counter() - began_s)
@@ -252,7 +252,8 @@ class Loop:
         parts = self.parts
         micro_rows = parts.micro.rows(phase.rows, phase.context)
         try:
-            return accumulate(parts.model, batch, micro_rows, parts.losses, parts.runtime)
+            with grown_windows(parts.model, phase):
+                return accumulate(parts.model, batch, micro_rows, parts.losses, parts.runtime)
         except torch.OutOfMemoryError:
             return None
 

@@ -31,7 +31,8 @@ def test_a_stage_of_a_finished_run(recipe: Path, run: Path, stage: str) -> None:
     before = hashes(run)
     found, folder = profiled(recipe, run.parent, stage=stage)
     assert folder == run / "profile" / stage
-    assert {file.name for file in folder.iterdir()} == {"trace.json.gz", "profile.json", "recipe.toml"}
+    written = {"trace.json.gz", "profile.json", "recipe.toml", "provenance.json"}
+    assert {file.name for file in folder.iterdir()} == written
     assert Findings.load(folder / "profile.json") == found
     assert found.recipe == "tiny" and found.stage == stage and found.steps == 2
     assert any("checkpoint of step" in note or "the model of sft" in note for note in found.notes)

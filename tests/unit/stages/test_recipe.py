@@ -148,6 +148,14 @@ def test_a_stage_without_a_table_is_not_there() -> None:
             "x.toml: pretrain.grow.context = … [128, 256] must end with model.context = 512",
         ),
         (
+            {"pretrain": {"grow": {"window": [[0, 64], [0.5, 128]]}}},
+            "x.toml: pretrain.grow.window = … [64, 128] needs layers that have a window",
+        ),
+        (
+            {"model": {"window": 256}, "pretrain": {"grow": {"window": [[0, 64], [0.5, 128]]}}},
+            "x.toml: pretrain.grow.window = … [64, 128] must end with model.window = 256, and go no higher",
+        ),
+        (
             {"pretrain": {"rows": 4, "grow": {"rows": [[0, 2], [0.5, 8]]}}},
             "x.toml: pretrain.grow.rows ends with 8, but pretrain.rows = 4; leave pretrain.rows out",
         ),

@@ -8,10 +8,20 @@ import pytest
 from pilgrim.core.checkpoint import CheckpointStore
 from pilgrim.core.runlog import read_rows
 from pilgrim.data.loader import PackedRows
-from pilgrim.train.grow import GrowSettings, Phase, grown_batches, mean_tokens, phase_at, phases
+from pilgrim.model.transformer import Transformer
+from pilgrim.train.grow import (
+    GrowSettings,
+    Phase,
+    grown_batches,
+    grown_windows,
+    mean_tokens,
+    phase_at,
+    phases,
+)
 from pilgrim.train.loop import Loop, Parts
 
 MakeParts = Callable[..., Parts]
+NewModel = Callable[..., Transformer]
 
 GROW = GrowSettings(context=((0.0, 8), (0.5, 16)), rows=((0.0, 2), (0.25, 4)))
 
@@ -114,3 +124,54 @@ def test_rates_follow_the_batch(undisturbed: Path, make_parts: MakeParts) -> Non
     )
     ratios = [a / b for a, b in zip(grown, constant, strict=True)]
     assert ratios == pytest.approx([0.5] * 3 + [0.5**0.5] * 3 + [1.0] * 6)
+
+
+# Windows ------------------------------------------------------------------------------------------
+
+NARROW = GrowSettings(window=((0.0, 2), (0.5, 6)))
+
+
+def windowed(new_model: NewModel) -> Transformer:
+    return new_model(depth=2, window=6, window_pattern="SL")
+
+
+def test_the_windows_list_becomes_phases_too() -> None:
+    assert phases(NARROW, 12, 4, 16) == [Phase(0, 6, 4, 16, 1.0, 2), Phase(6, 12, 4, 16, 1.0, 6)]
+
+
+def test_only_training_sees_the_narrow_window(new_model: NewModel) -> None:
+    model = windowed(new_model)
+    with grown_windows(model, Phase(0, 6, 4, 16, 1.0, 2)):
+        assert model.windows == (2, None)
+    assert model.windows == (6, None)
+    with grown_windows(model, Phase(0, 6, 4, 16, 1.0)):
+        assert model.windows == (6, None)
+
+
+def test_a_narrow_window_changes_the_first_step_and_not_the_first_validation(
+    make_parts: MakeParts, new_model: NewModel
+) -> None:
+    for name, grow in (("narrow", NARROW), ("full", None)):
+        Loop(make_parts(name, grow=grow, model=windowed(new_model))).run()
+    folders = [make_parts(name).folder for name in ("narrow", "full")]
+    narrow, full = ([row["loss"] for row in read_rows(f / "metrics.jsonl")] for f in folders)
+    assert narrow[0] != full[0]
+    narrow, full = ([row["loss"] for row in read_rows(f / "evals.jsonl")] for f in folders)
+    assert narrow[0] == full[0] and narrow[-1] != full[-1]
+
+
+@pytest.mark.parametrize("stop", [5, 6, 7])
+def test_windows_resume_to_the_same_bits(make_parts: MakeParts, new_model: NewModel, stop: int) -> None:
+    def dies(evaluate: Callable[[int], dict[str, float]]) -> object:
+        def hooked(step: int) -> dict[str, float]:
+            if step == stop:
+                raise KeyboardInterrupt
+            return evaluate(step)
+
+        return hooked
+
+    Loop(whole := make_parts("whole", grow=NARROW, model=windowed(new_model))).run()
+    with pytest.raises(KeyboardInterrupt):
+        Loop(make_parts("a", grow=NARROW, eval_every=1, evaluate=dies, model=windowed(new_model))).run()
+    Loop(parts := make_parts("a", grow=NARROW, model=windowed(new_model))).run()
+    assert left_by(parts.folder) == left_by(whole.folder)
