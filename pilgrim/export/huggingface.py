@@ -121,6 +121,11 @@ def write_folder(
 ) -> Path:
     """Write all files beside `out`, flush them to the disk, and put them in its place in one go."""
     out = out.resolve()
+    if config.softcap is not None:
+        raise PilgrimError(
+            f"model.softcap = {config.softcap}: Qwen3 bounds no scores, so no program would compute what was "
+            "trained; chat with it here, or train without model.softcap"
+        )
     _refuse_strangers(out)
     tensors = _tensors(weights, config, subject.dtype)
     if tokenizer.vocab_size > config.vocab_size:

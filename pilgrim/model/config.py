@@ -45,6 +45,9 @@ class ModelSettings(Settings):
     rope_theta: float = Field(default=10_000.0, gt=1, description="base of the rotary position frequencies")
     norm_eps: float = Field(default=1e-6, gt=0, description="added inside RMSNorm's square root")
     tied: bool = Field(default=False, description="share one matrix between embedding and head")
+    softcap: float | None = Field(
+        default=None, gt=0, description="bound of the scores: softcap · tanh(score / softcap); Qwen3 has none"
+    )
 
     def resolved(self) -> "ModelSettings":
         """The same settings with every derived value written out."""
@@ -122,6 +125,7 @@ class ModelConfig(Settings):
     rope_theta: float
     norm_eps: float
     tied: bool
+    softcap: float | None = None
     window: int | None = None
     window_pattern: str | None = None  # resolved: a letter for every layer
 

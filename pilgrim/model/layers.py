@@ -44,6 +44,15 @@ def joint_linear(x: Tensor, *layers: Linear) -> tuple[Tensor, ...]:
     return outs
 
 
+def softcapped(scores: Tensor, cap: float | None) -> Tensor:
+    """cap · tanh(scores / cap), in fp32 and back: no score beyond ± cap, and small ones as they are.
+
+    It keeps a network from being ever more certain of what it has learned by heart (Gemma 2, arXiv
+    2408.00118, caps at 30; modded-nanogpt and nanochat at 15). None: the scores as they are.
+    """
+    return scores if cap is None else (cap * torch.tanh(scores.float() / cap)).to(scores.dtype)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) · weight over the last dimension, computed in fp32 (Zhang & Sennrich 2019)."""
 

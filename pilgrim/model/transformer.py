@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pilgrim.model.attention import Attend, Attention
 from pilgrim.model.config import ModelConfig
-from pilgrim.model.layers import MLP, Linear, RMSNorm, rotary_angles
+from pilgrim.model.layers import MLP, Linear, RMSNorm, rotary_angles, softcapped
 
 
 class Block(nn.Module):
@@ -97,8 +97,7 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores over the vocabulary, [..., vocab_size], in the hidden states' dtype."""
-        out: Tensor = self.lm_head(hidden)
-        return out
+        return softcapped(self.lm_head(hidden), self.config.softcap)
 
     def weights(self) -> dict[str, Tensor]:
         """Every parameter once, by its Hugging Face name: a tied head is the embedding and not repeated."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from pilgrim.data.loader import IGNORED, Batch
 from pilgrim.model.attention import packed_attention
 from pilgrim.model.attention_kernels import Backend, Layout
+from pilgrim.model.layers import softcapped
 from pilgrim.model.transformer import Transformer
 
 CHUNK = 1024  # tokens whose scores are held at a time
@@ -50,7 +51,7 @@ def token_losses(
     hidden = model(batch.inputs_bt, attend, dtype=dtype)
     targets_n = batch.targets_bt.flatten()
     total, each_n = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, 1), model.lm_head.weight, targets_n
+        hidden.flatten(0, 1), model.lm_head.weight, targets_n, model.config.softcap
     )
     return Losses(total, each_n.view_as(batch.targets_bt))
 
@@ -65,26 +66,31 @@ def plain_token_losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> 
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """(hidden_nw, head_vw in fp32, targets_n) -> (summed loss, loss of every token without a gradient).
+    """(hidden_nw, head_vw in fp32, targets_n, softcap) -> (summed loss, each token's without a gradient).
 
     For a token with scores s = head · h and target y the loss is log(sum(exp(s))) - s[y]; its gradient
-    with respect to the scores is softmax(s), less one at y.
+    with respect to the scores is softmax(s), less one at y. Where they are bounded, s = c · tanh(r / c), the
+    gradient with respect to the raw r is that times 1 - (s / c)².
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_nw: Tensor, head_vw: Tensor, targets_n: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden_nw: Tensor, head_vw: Tensor, targets_n: Tensor, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
         head = head_vw.to(hidden_nw.dtype)
         losses, d_hidden, d_head = [], [], torch.zeros_like(head_vw)
         for hidden, targets in zip(hidden_nw.split(CHUNK), targets_n.split(CHUNK), strict=True):
             counts = (targets != IGNORED)[:, None].to(hidden.dtype)
             target = targets.clamp(min=0)[:, None]
-            scores = F.linear(hidden, head)
+            scores = softcapped(F.linear(hidden, head), softcap)
             largest = scores.amax(-1, keepdim=True).float()
             # Rounded before it is summed: so it is computed once, and kept in half the room.
             likelihood = (scores.float() - largest).exp().to(hidden.dtype)
             total = likelihood.float().sum(-1, keepdim=True)
             losses.append((largest + total.log() - scores.gather(1, target)) * counts)
             d_scores = (likelihood * (counts / total)).to(hidden.dtype).scatter_add(1, target, -counts)
+            if softcap is not None:
+                d_scores = (d_scores * (1 - (scores.float() / softcap) ** 2)).to(hidden.dtype)
             d_hidden.append(d_scores @ head)
             d_head += d_scores.T @ hidden
         each = torch.cat(losses).flatten()
@@ -93,6 +99,6 @@ class LinearCrossEntropy(torch.autograd.Function):
         return each.sum(), each
 
     @staticmethod
-    def backward(ctx: Any, factor: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, factor: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
         d_hidden, d_head = ctx.saved_tensors
-        return (d_hidden * factor).to(d_hidden.dtype), d_head * factor, None
+        return (d_hidden * factor).to(d_hidden.dtype), d_head * factor, None, None

@@ -246,6 +246,17 @@ def test_weights_of_another_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert "have the shape" in told and "but the config asks for" in told
 
 
+def test_bounded_scores_have_no_place_in_qwen3(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    settings = ModelSettings(depth=1, width=16, head_size=8, context=64, softcap=15.0)
+    model = Transformer(settings.config(tokenizer.vocab_size))
+    initialize(model, torch.Generator().manual_seed(1))
+    with pytest.raises(
+        PilgrimError, match=r"model\.softcap = 15\.0: Qwen3 bounds no scores, .*train without"
+    ):
+        export_weights(model.weights(), model.config, tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_tokenizer_that_is_too_large(tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = network(tokenizer)
     larger = train_tokenizer(["the cat sat on the mat with other cats " * 9], tokenizer.vocab_size + 5)

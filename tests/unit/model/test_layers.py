@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pilgrim.model.config import ModelSettings
-from pilgrim.model.layers import MLP, Linear, RMSNorm, joint_linear, rotary_angles, rotate
+from pilgrim.model.layers import MLP, Linear, RMSNorm, joint_linear, rotary_angles, rotate, softcapped
 
 
 def draw(*shape: int, seed: int = 1) -> Tensor:
@@ -41,6 +41,14 @@ def test_a_joint_product_is_the_separate_products() -> None:
         layer(x).square().sum().backward()
     for ours, layer in zip(together, layers, strict=True):
         torch.testing.assert_close(ours, layer.weight.grad)
+
+
+def test_bounded_scores_stay_in_their_bounds_and_small_ones_as_they_are() -> None:
+    scores = torch.tensor([-1e6, -0.01, 0.0, 0.01, 20.0, 1e6])
+    bounded = softcapped(scores, 15.0)
+    assert bounded.abs().max() <= 15.0 and bounded[4] < 15.0
+    torch.testing.assert_close(bounded[1:4], scores[1:4], rtol=1e-6, atol=0)
+    assert softcapped(scores, None) is scores
 
 
 def test_rmsnorm_is_torchs() -> None:

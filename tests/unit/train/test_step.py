@@ -107,6 +107,22 @@ def test_the_losses_are_torchs(new_model: NewModel, texts: Batch) -> None:
     torch.testing.assert_close(nats[0, :length], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("softcap", [0.003, 0.02])  # the tiny network's scores are about 0.01
+def test_bounded_scores_and_their_gradients_are_those_of_the_slow_twin(
+    new_model: NewModel, texts: Batch, softcap: float
+) -> None:
+    found, plain = new_model(softcap=softcap), new_model(softcap=softcap)
+    losses = token_losses(found, texts, torch.float32)
+    expected = plain_token_losses(plain, texts, torch.float32)
+    torch.testing.assert_close(losses.each_bt, expected, rtol=1e-5, atol=1e-6)
+    losses.total.backward()
+    expected.sum().backward()
+    for ours, theirs in zip(found.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+    unbounded = token_losses(new_model(), texts, torch.float32)
+    assert not torch.equal(unbounded.each_bt, losses.each_bt)
+
+
 @pytest.mark.parametrize("micro_rows", [1, 8])
 def test_a_batch_in_which_nothing_is_trained(
     new_model: NewModel, texts: Batch, runtime: Runtime, micro_rows: int
