@@ -91,6 +91,8 @@ class Runtime:
 def start(settings: RuntimeSettings, seed: int) -> Runtime:
     """Decides what to compute with, and sets torch's thread count if the settings give one.
 
+    Where that is the CPU, the process keeps the memory that it frees (`machine.keep_freed_memory`).
+
     Raises SettingsError when a device, number format or compiler is asked for that is not there.
     """
     if settings.threads is not None:

@@ -285,7 +285,7 @@ def compression(measured: Row) -> list[dict[str, Any]]:
             "bpb": number(row.get("bpb"), 4),
             "share": row["bpb"] / 8 if is_number(row.get("bpb")) else None,
             "bytes": number(row.get("bytes")),
-            "documents": number(row.get("documents")),
+            "targets": number(row.get("targets")),
         }
         for name, row in rows
     ]

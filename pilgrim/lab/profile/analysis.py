@@ -41,6 +41,7 @@ def analyse(captured: Captured, setting: Setting, limits: Peaks) -> Findings:
     runtime, trace = setting.runtime, read_trace(captured.trace)
     device = runtime.device
     steps, step_s = len(trace.steps), median(captured.plain_s)
+    traced_s = (trace.window[1] - trace.window[0]) / 1e6 / steps
     # Counting what is needed is the same in all steps; how many tokens a batch holds differs a little.
     needed, tokens = mean(load.flops for load in captured.loads), mean(load.tokens for load in captured.loads)
     compiles = runtime.compile and setting.stage != "generate"
@@ -99,7 +100,8 @@ def analyse(captured: Captured, setting: Setting, limits: Peaks) -> Findings:
         compilation=compilation,
         fixes=fixes(evidence),
         files=files,
-        notes=(*setting.notes, *_notes(trace, captured.plain_s, compiles)),
+        notes=(*setting.notes, *_notes(traced_s, captured.plain_s, compiles)),
+        traced_step_s=traced_s,
     )
 
 
@@ -141,8 +143,7 @@ def _faster_dtype(runtime: Runtime, limits: Peaks) -> float | None:
     return peaks.matmul_flops(runtime.device, torch.bfloat16) / limits.matmul_flops
 
 
-def _notes(trace: Trace, plain_s: Sequence[float], compiles: bool) -> list[str]:
-    traced_s = (trace.window[1] - trace.window[0]) / 1e6 / len(trace.steps)
+def _notes(traced_s: float, plain_s: Sequence[float], compiles: bool) -> list[str]:
     cost = traced_s / median(plain_s) - 1
     notes = ["Steps were as fast under the profiler as without it."]
     if cost > 0.005:

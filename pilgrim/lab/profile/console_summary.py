@@ -82,7 +82,7 @@ def _kernels(f: Findings) -> list[str]:
 def _kernel(k: Kernel, f: Findings) -> str:
     speed, moved = words.per_second(k.flops or None, k.seconds), words.per_second(k.bytes, k.seconds)
     return (
-        f"{_cut(k.name, 36):<37}{words.seconds(k.seconds):>8}{words.share(k.seconds / f.step_s):>7}"
+        f"{_cut(k.name, 36):<37}{words.seconds(k.seconds):>8}{words.share(f.share_of(k)):>7}"
         f"{_giga(speed):>9}{_giga(moved):>7}  {_line(k.bound)[:8]}"
     ).rstrip()
 

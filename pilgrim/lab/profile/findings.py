@@ -124,6 +124,12 @@ class Findings:
     fixes: tuple[Fix, ...]  # best first
     files: dict[str, str]  # what lies beside: {"trace": "trace.json.gz", …}
     notes: tuple[str, ...] = ()  # sentences on how it was measured, such as what the profiler itself cost
+    traced_step_s: float | None = None  # a step's time under the profiler, which kernels' times belong to
+
+    def share_of(self, kernel: Kernel) -> float:
+        """A kernel's share of a step: of one under the profiler, as that is where its time was taken."""
+        step_s = self.traced_step_s or self.step_s
+        return kernel.seconds / step_s if step_s > 0 else 0.0
 
     def save(self, file: Path) -> None:
         write_json_atomic(file, asdict(self))

@@ -186,7 +186,7 @@ def kernel(k: Kernel, f: Findings) -> dict[str, Any]:
         "meaning": plain(k.meaning),
         "source": plain(k.source) if k.source else "",
         "seconds": k.seconds,
-        "share": k.seconds / f.step_s if f.step_s > 0 else 0.0,
+        "share": f.share_of(k),
         "launches": words.count(k.launches),
         "flops": speed,
         "of_peak": speed / f.peak_flops if speed is not None and f.peak_flops > 0 else None,

@@ -177,10 +177,11 @@ def time_by_cause(trace: Trace, tasks: Sequence[Priced]) -> dict[str, float]:
 
 
 def _free(trace: Trace) -> list[tuple[float, float]]:
-    """When the device has nothing to do. On a CPU, the data phase as a whole counts as such."""
+    """When the device has nothing to do. On a CPU the data phase counts as such, less others' work in it."""
     if trace.on_device:
         return idle(trace)
-    return union([*idle(trace), *overlap(trace.phases["data"], [trace.window])])
+    others = union((t.begin_us, t.end_us) for t in trace.tasks if t.phase != "data")
+    return union([*idle(trace), *minus(overlap(trace.phases["data"], [trace.window]), others)])
 
 
 def _cause(p: Priced) -> str:

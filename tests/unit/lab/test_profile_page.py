@@ -263,3 +263,11 @@ def test_settings_are_told_from_prose(example: Make, tmp_path: Path) -> None:
     assert words.settings_of(two) == {"pretrain.rows": "64", "pretrain.steps": "50"}
     shown = page.fix(two, 1.0, tmp_path)
     assert shown["setting"] == "pretrain.rows=64 pretrain.steps=50" and shown["rest"] == "and patience"
+
+
+def test_a_kernels_share_is_of_the_step_in_which_it_was_timed(example: Make) -> None:
+    """Steps take longer under the profiler; divided by the plain time, shares could exceed 1."""
+    found = example()
+    kernel, half = found.kernels[0], found.kernels[0].seconds * 2
+    assert replace(found, traced_step_s=half).share_of(kernel) == pytest.approx(0.5)
+    assert replace(found, traced_step_s=None, step_s=half).share_of(kernel) == pytest.approx(0.5)

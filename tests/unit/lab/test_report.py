@@ -114,7 +114,7 @@ def run(tmp_path: Path) -> Path:
     write_object(
         folder / "evaluate" / "result.json",
         {
-            "bpb": {"val": {"bpb": 0.9431, "bytes": 591634, "documents": 820}},
+            "bpb": {"val": {"bpb": 0.9431, "bytes": 591634, "targets": 154820}},
             "behaviour": {"ended": {"share": 0.985, "n": 200, "low": 0.957, "high": 0.995}},
             "examples": [
                 {"kind": "story", "prompt": "A story, please", "reply": "Once.", "ended": True},

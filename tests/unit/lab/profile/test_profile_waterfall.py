@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pilgrim.core.errors import DataError
@@ -168,6 +168,14 @@ kernels = st.sampled_from(["gemm", "elementwise", "ncclDevKernel_AllReduce", "Me
 
 
 @settings(max_examples=60, deadline=None)
+@example(  # an operation that begins before the data phase, and lasts into it
+    steps=1,
+    marks=[("data", (0.5, 2.0)), ("forward", (0.0, 1.0))],
+    ops=[("aten::mm", (0.0, 2.0))],
+    device=[],
+    flops=0.0,
+    speed=1.0,
+)
 @given(
     steps=st.integers(1, 3),
     marks=st.lists(st.tuples(st.sampled_from(["data", "forward", "backward", "optimizer", "sync"]), times)),
