@@ -291,11 +291,17 @@ def chat(
         ("pilgrim eval pocket && pilgrim report pocket", "measure again, and show it"),
         ("pilgrim eval pocket --suite core --items 32", "a quick look at CORE's tasks"),
         ("pilgrim eval try2 --suite core --compare pocket", "is it better than pocket, item by item?"),
+        ("pilgrim eval --hf Qwen3-0.6B --context 2048", "CORE's tasks with a public model"),
     ),
 )
 @guarded()
 def eval_command(
-    run: RunArgument,
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN]", help="A run: its name below runs/, such as pocket, or its path; or give --hf."
+        ),
+    ] = None,
     suite: Annotated[
         Literal["core", "behaviour", "all"],
         typer.Option(help="behaviour: what `pilgrim run` measures at its end; core: CORE's tasks."),
@@ -320,6 +326,16 @@ def eval_command(
         str | None,
         typer.Option(metavar="OTHER", help="A run that was evaluated before: how do the two differ?"),
     ] = None,
+    hf: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Instead of a run: a Hugging Face folder of a Qwen3 model."),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="With --hf: use no more tokens than this; left out: all it was made for."
+        ),
+    ] = None,
 ) -> None:
     """Measure a trained model: bits per byte, behaviour in a chat, and questions with known answers.
 
@@ -327,14 +343,25 @@ def eval_command(
     know its name? `pilgrim run` does this as its last stage.
 
     core: the tasks of CORE, from reading to reasoning, mostly multiple choice, with the newest model. Every
-    accuracy has its standard error. The result is in RUN/evaluate/.
+    accuracy has its standard error. The result is in RUN/evaluate/; with --hf, in runs/hf-NAME/evaluate/.
     """
-    folder = find_run(run)
-    other = find_run(compare) if compare is not None else None
     from pilgrim.evals.fetch import fetch_bundle
     from pilgrim.stages import core
     from pilgrim.stages.evaluate import evaluate_run
 
+    if hf is None:
+        if run is None:
+            raise PilgrimError("nothing to measure: give a run, such as pocket, or --hf FOLDER")
+        if context is not None:
+            raise PilgrimError("--context is for --hf; a run has the context that it was trained with")
+        folder = find_run(run)
+    elif run is not None:
+        raise PilgrimError(f"a run ({run}) and --hf {hf} are two models; leave one of them out")
+    elif suite == "behaviour":
+        raise PilgrimError("--suite behaviour needs a run's own prompts and text; with --hf there is core")
+    else:
+        folder, suite = RUNS / f"hf-{hf.resolve().name}", "core"
+    other = _evaluated(compare) if compare is not None else None
     if suite == "behaviour" and (items is not None or data is not None or fetch):
         raise PilgrimError("--items, --data and --fetch are about CORE's tasks; leave out --suite behaviour")
     if fetch and data is not None:
@@ -345,10 +372,18 @@ def eval_command(
         core.read_result(other)  # if it is missing, that is told before minutes are spent
     if suite != "core":
         evaluate_run(folder)
-    if suite != "behaviour":
+    if hf is not None:
+        core.evaluate_core_of_folder(hf, folder, data, items, context)
+    elif suite != "behaviour":
         core.evaluate_core(folder, data, items)
     if other is not None:
         core.compare_core(folder, other)
+
+
+def _evaluated(name: str) -> Path:
+    """What a person compares with: a run, or the result of an earlier `--hf`."""
+    folder = RUNS / name
+    return folder if (folder / "evaluate" / "core.json").exists() else find_run(name)
 
 
 @app.command(epilog=examples("Example", ("pilgrim report pocket", "writes runs/pocket/report.html")))

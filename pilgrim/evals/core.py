@@ -26,7 +26,7 @@ from pilgrim.evals.prompts import Question, examples, question
 from pilgrim.evals.scoring import Score, pick, score
 from pilgrim.evals.statistics import error_of_mean
 from pilgrim.infer.engine import Engine
-from pilgrim.text.tokenizer import Tokenizer
+from pilgrim.text.foreign import Encoder
 
 ITEMS_AT_ONCE = 128  # prompts held as ids; enough of them to find many of similar length
 
@@ -40,7 +40,7 @@ class Exam:
     asked: int
     sha256: str  # of the file
 
-    def question(self, place: int, tokenizer: Tokenizer, context: int) -> Question:
+    def question(self, place: int, tokenizer: Encoder, context: int) -> Question:
         """The item at `place`, with its examples, ready to be scored."""
         shots = examples(self.items, place, self.task.shots)
         return question(self.items[place], shots, self.task.kind, self.task.delimiter, tokenizer, context)
@@ -72,7 +72,7 @@ def read_exams(folder: Path = BUNDLED, limit: int | None = None) -> list[Exam]:
 
 def evaluate(
     engine: Engine,
-    tokenizer: Tokenizer,
+    tokenizer: Encoder,
     exams: Sequence[Exam],
     done: Callable[[int], None] = lambda items: None,
 ) -> dict[str, Any]:

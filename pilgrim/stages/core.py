@@ -5,7 +5,7 @@ item's answer goes to RUN/evaluate/core.json, so that a later comparison can pai
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ from pilgrim.core.console import Console
 from pilgrim.core.errors import PilgrimError
 from pilgrim.core.files import read_json, write_atomic
 from pilgrim.evals.compare import compare
-from pilgrim.evals.core import evaluate, read_exams
+from pilgrim.evals.core import Exam, evaluate, read_exams
 from pilgrim.evals.core_tasks import BUNDLED, find_folder
 from pilgrim.evals.statistics import Z95
+from pilgrim.infer.engine import Engine
+from pilgrim.infer.huggingface import load_folder
 from pilgrim.infer.load import load_engine, newest_stage
+from pilgrim.model.count import parameters
 from pilgrim.stages.journey import Journey, only_writer, refuse_older
 from pilgrim.stages.recipe import Recipe
+from pilgrim.text.foreign import Encoder
 from pilgrim.text.tokenizer import Tokenizer
 
 
@@ -43,21 +47,65 @@ def evaluate_core(
         engine = load_engine(
             folder / stage, tokenizer, journey.runtime, on_damage=refuse_older(journey, stage)
         )
-        journey.console.stage("core", "questions with known answers, many tasks")
-        with journey.console.progress(sum(exam.asked for exam in exams), "items") as progress:
-            found = evaluate(engine, tokenizer, exams, progress.advance)
-        result = {
-            "stage": stage,
-            "data": "bundled" if data == BUNDLED else str(data),
-            "dtype": str(engine.dtype).removeprefix("torch."),
-            "context": engine.config.context,
-            **found,
-        }
-        # On one line: with indentation, the answers of all items would be a tall file.
-        write_atomic(journey.stage_folder("evaluate") / "core.json", json.dumps(result) + "\n")
-    for line in table(result):
-        journey.console.say(line)
+        result = {"stage": stage, **_ask(engine, tokenizer, exams, data, journey.console)}
+        _write(journey.stage_folder("evaluate"), result, journey.console)
     return result
+
+
+def evaluate_core_of_folder(
+    folder: Path,
+    out: Path,
+    data: Path | None = None,
+    limit: int | None = None,
+    context: int | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Ask a Hugging Face folder's model, and write `out/evaluate/core.json`; returns what is in it.
+
+    `data`: a folder of CORE's tasks; None: the bundled ones. `limit`: of each task this many items.
+    `context`: use no more tokens than this. Raises DataError for items that can't be scored, and
+    CheckpointError or DataError for what is no native model (infer/huggingface.py).
+    """
+    console, data = console or Console(), data or BUNDLED
+    exams = read_exams(data, limit)
+    runtime = machine.start(machine.RuntimeSettings(), seed=1)
+    engine, tokenizer = load_folder(folder, runtime, context)
+    begin = tokenizer.decode([tokenizer.eot_id])
+    console.say(
+        f"{folder}: {parameters(engine.config).total:,} parameters, {engine.config.context:,} tokens of "
+        f"context; every prompt begins with {begin}"
+    )
+    result = {
+        "stage": folder.resolve().name,
+        "folder": str(folder.resolve()),
+        "begin": begin,
+        **_ask(engine, tokenizer, exams, data, console),
+    }
+    (out / "evaluate").mkdir(parents=True, exist_ok=True)
+    _write(out / "evaluate", result, console)
+    return result
+
+
+def _ask(
+    engine: Engine, tokenizer: Encoder, exams: Sequence[Exam], data: Path, console: Console
+) -> dict[str, Any]:
+    """Everything's result, with what it was asked with."""
+    console.stage("core", "questions with known answers, many tasks")
+    with console.progress(sum(exam.asked for exam in exams), "items") as progress:
+        found = evaluate(engine, tokenizer, exams, progress.advance)
+    return {
+        "data": "bundled" if data == BUNDLED else str(data),
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "context": engine.config.context,
+        **found,
+    }
+
+
+def _write(folder: Path, result: Mapping[str, Any], console: Console) -> None:
+    # On one line: with indentation, the answers of all items would be a tall file.
+    write_atomic(folder / "core.json", json.dumps(result) + "\n")
+    for line in table(result):
+        console.say(line)
 
 
 def table(result: Mapping[str, Any]) -> list[str]:
