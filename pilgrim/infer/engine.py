@@ -26,7 +26,7 @@ from pilgrim.core.errors import DataError
 from pilgrim.core.runtime import Runtime
 from pilgrim.infer.cache import KVCache
 from pilgrim.infer.sampling import Sampling, choose
-from pilgrim.model.attention import causal_attention
+from pilgrim.model.attention import Attend
 from pilgrim.model.transformer import Transformer
 
 # Prompts are read together up to this many tokens, padding included: enough to keep a machine busy.
@@ -151,10 +151,14 @@ class Engine:
         return out
 
     @torch.inference_mode()
-    def hidden_alone(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states [b, t, w] of whole texts, padded at the right, without keeping keys and values."""
-        out: Tensor = self.model(self.padded(tokens), causal_attention, dtype=self.dtype)
+    def hidden_at(self, ids_bt: Tensor, positions_bt: Tensor, attend: Attend, wanted_bn: Tensor) -> Tensor:
+        """Hidden states [b, n, w] at the places `wanted_bn` of whole rows; keys and values aren't kept."""
+        out: Tensor = self.model(ids_bt, attend, positions_bt, self.dtype, wanted_bn)
         return out
+
+    @property
+    def device(self) -> torch.device:
+        return self._runtime.device
 
     def padded(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Ids [b, t] on the engine's device. No token looks to its right, so the padding changes nothing."""

@@ -102,8 +102,8 @@ def read_config(written: Any, place: str) -> ModelConfig:
     if min(shape[name] for name in SHAPE) <= 0 or config.heads % config.kv_heads or config.head_size % 2:
         raise CheckpointError(
             f"{place}: num_attention_heads = {config.heads}, num_key_value_heads = {config.kv_heads} and "
-            f"head_dim = {config.head_size} make no network (a multiple of the second, an even third, nothing "
-            "below 1); get the folder again"
+            f"head_dim = {config.head_size} make no network (a multiple of the second, an even third, "
+            "nothing below 1); get the folder again"
         )
     return config
 

@@ -1,15 +1,14 @@
 """Tokenizers that others trained: the `tokenizer.json` of a Hugging Face folder.
 
 Ours has its special tokens first, no normalizer and Qwen2's split pattern (tokenizer.py). A public model
-brings another vocabulary and another order, and often Unicode's NFC; to score it, text must become ids just as
-it did when that model was trained. The library `tokenizers` reads the file and does so. Two things are kept as
-with ours: no text ever becomes a special token, even if it spells "<|endoftext|>", and nothing is put in front
-of it. So the added tokens are taken out before text is encoded, and are there again to decode ids.
+brings another vocabulary and another order, and often Unicode's NFC; to score it, text must become ids just
+as it did when that model was trained. The library `tokenizers` reads the file and does so. Two things are
+kept as with ours: no text ever becomes a special token, even if it spells "<|endoftext|>", and nothing is put
+in front of it. So the added tokens are taken out before text is encoded, and are there again to decode ids.
 
 Which token begins a document? Every row that is scored begins with one, because nothing predicts a row's
-first token. Our models were trained so, with <|endoftext|>. Public Qwen3 models have no token of that kind in
-their tokenizer, and name <|endoftext|> as `bos_token_id` in config.json: it stood between documents. The first
-of these is taken:
+first token. Our models were trained so, with <|endoftext|>. Public Qwen3 models have no such token in their
+tokenizer, and name <|endoftext|> as `bos_token_id` in config.json. The first of these is taken:
 
     tokenizer_config.json   bos_token
     config.json             bos_token_id

@@ -20,7 +20,8 @@ from pilgrim.data.sources import read_documents
 from pilgrim.evals.core import evaluate, read_exams
 from pilgrim.evals.core_tasks import BUNDLED, TASKS, Task
 from pilgrim.evals.prompts import Row
-from pilgrim.evals.scoring import WORTH_SHARING, pick, score
+from pilgrim.evals.scoring import pick, score
+from pilgrim.evals.trees import WORTH_SHARING
 from pilgrim.infer.engine import Engine
 from pilgrim.model.attention import causal_attention
 from pilgrim.model.config import ModelSettings
