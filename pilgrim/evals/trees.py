@@ -155,7 +155,9 @@ def _attention(
             return F.scaled_dot_product_attention(q, k, v, attn_mask=wanted_bias, enable_gqa=grouped)
         mask = trunk_bias[window]
         trunk = F.scaled_dot_product_attention(
-            *(part[:, :, :stem] for part in (q, k, v)),
+            q[:, :, :stem],
+            k[:, :, :stem],
+            v[:, :, :stem],
             attn_mask=mask,
             is_causal=mask is None,
             enable_gqa=grouped,
