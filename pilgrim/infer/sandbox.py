@@ -1,8 +1,8 @@
 """The sandbox: runs a Python program that a model wrote, and tells whether it came to its end.
 
-Such a program may loop, fork, fill memory and disk, open sockets and delete files, mostly by accident. It runs
-as a process of its own, which gives up everything first (confined.py): no network, no other processes, no
-files but Python's library, to read, and those in a temporary folder of its own. From the outside come the
+Such a program may loop, fork, fill memory and disk, open sockets and delete files, mostly by accident. It
+runs as a process of its own, which gives up everything first (confined.py): no network, no other processes,
+no files but Python's library, to read, and those in a temporary folder of its own. From the outside come the
 limits that the kernel has no numbers for: seconds on the clock, bytes of output, and bytes in the folder,
 which are looked at every few milliseconds. Whoever goes over one is killed. The process can't have children,
 so killing it leaves nothing behind, and its folder is removed.
@@ -10,8 +10,9 @@ so killing it leaves nothing behind, and its folder is removed.
     outcome = run("assert sorted([2, 1]) == [1, 2]")
     outcome.passed      # True: every line was run, and nothing was raised
 
-It needs Linux with Landlock (5.13, of 2021, or newer) and seccomp, on x86_64 or aarch64, and no rights at all.
-Anywhere else it refuses: there is no half a sandbox.
+It needs Linux with Landlock (5.13, of 2021, or newer) and seccomp, on x86_64 or aarch64, and no rights at
+all. Anywhere else it refuses: there is no half a sandbox. The program can still see that a file exists and
+how large it is, as Landlock guards what is in files, and not that they are there.
 """
 
 import json
