@@ -56,7 +56,7 @@ def test_what_is_wrong_does_not() -> None:
         "raise SystemExit",
         "import os; os._exit(0)",
         "print('passed'); import os; os._exit(0)",
-        "import os\nfor fd in range(9):\n  try: os.write(fd, b'passed ')\n  except OSError: pass\nos._exit(0)",
+        "import os\nfor fd in range(9):\n try: os.write(fd, b'passed ')\n except OSError: pass\nos._exit(0)",
         "import os; os.abort()",
         "import os; os.closerange(0, 64)\nos._exit(0)",
         "import ctypes; ctypes.string_at(0)",
