@@ -24,7 +24,7 @@ from pilgrim.evals.tasks.languages import KNOWN, language_of
 Check = Callable[[str], bool]
 
 _ABBREVIATION = re.compile(
-    r"(?:\b(?:mr|mrs|ms|dr|prof|st|vs|etc|jr|sr|inc|ltd|no|fig|e\.g|i\.e)|\b[A-Z]|(?:^|\n)\s*\d+)\.$", re.I
+    r"(?:\b(?i:mr|mrs|ms|dr|prof|st|vs|etc|jr|sr|inc|ltd|fig|e\.g|i\.e)|\b[A-Z]|(?:^|\n)\s*\d+)\.$"
 )
 
 
