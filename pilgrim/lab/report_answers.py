@@ -1,8 +1,8 @@
 """The report's section about the chat suite and the user's own questions: accuracies, and answers to read.
 
-Read are RUN/evaluate/chat.json and own-*.json, as `pilgrim eval` left them. Of each task the worst item and the
-best are shown: where choices were compared, those in which the right one lost and won most clearly; where a
-reply was written, the first wrong one and the last right one of the file's shuffled order.
+Read are RUN/evaluate/chat.json and own-*.json, as `pilgrim eval` left them. Of each task the worst item and
+the best are shown: where choices were compared, those in which the right one lost and won most clearly;
+where a reply was written, the first wrong one and the last right one of the file's shuffled order.
 """
 
 from pathlib import Path

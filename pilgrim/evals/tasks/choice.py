@@ -24,7 +24,7 @@ from pilgrim.core.errors import DataError
 from pilgrim.evals.chat_items import ChatItem, Verdict, text
 
 _ANNOUNCED = r"\b(?i:answer|option|choice)\b\W*(?i:is\b)?\W*([A-Z])\b(?!['’])"  # The answer is B
-_SET_OFF = r"(?<![\w'’])([A-Z])(?=\s*(?:[).:,=*\]]|$))"  # (B), B., at the end: not the "A" of "A bat"
+_SET_OFF = r"(?<![\w'’])([A-Z])(?=\s*(?:[().:,=*\]]|$))"  # (B), B., at the end: not the "A" of "A bat"
 
 
 def prompt(question: str, choices: Sequence[str]) -> str:

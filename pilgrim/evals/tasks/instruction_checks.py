@@ -12,14 +12,16 @@ which each was written anew. Where that uses other programs, this uses rules of 
                 (languages.py)
 
 So counts of sentences may differ by one where a text abbreviates, and a reply of a few words may be taken for
-another language.
+another language. Beside the port of that code in lm-evaluation-harness 0.4.13, on 42 replies for each of the
+data's instructions but those about sentences, 20 of 24 kinds agreed on every reply. The others: language, on
+replies of a word or two; and how often "#" occurs, for which the port counts a letter that it draws.
 """
 
 import json
 import re
 from collections.abc import Callable
 
-from pilgrim.evals.tasks.languages import KNOWN, language_of
+from pilgrim.evals.tasks.languages import KNOWN, languages_of
 
 Check = Callable[[str], bool]
 
@@ -112,7 +114,7 @@ def letter_frequency(letter: str, let_frequency: int, let_relation: str) -> Chec
 def response_language(language: str) -> Check:
     if language not in KNOWN:
         raise ValueError(f"the language {language!r} is not known here")
-    return lambda reply: language_of(reply) in (language, None)
+    return lambda reply: language in languages_of(reply)
 
 
 def number_placeholders(num_placeholders: int) -> Check:
@@ -213,11 +215,11 @@ def capital_word_frequency(capital_frequency: int, capital_relation: str) -> Che
 
 
 def english_capital() -> Check:
-    return lambda reply: reply.isupper() and language_of(reply) in ("en", None)
+    return lambda reply: reply.isupper() and "en" in languages_of(reply)
 
 
 def english_lowercase() -> Check:
-    return lambda reply: reply.islower() and language_of(reply) in ("en", None)
+    return lambda reply: reply.islower() and "en" in languages_of(reply)
 
 
 def no_comma() -> Check:

@@ -3,8 +3,8 @@
 Most languages that are asked for have letters of their own, and Unicode says which. Where several share
 theirs (Hindi, Marathi and Nepali; Arabic, Persian and Urdu; Russian and Bulgarian; all that are written in
 Latin letters), the most frequent little words decide: every sentence of some length has a few of them.
-Too short or too strange a text has no language (None), and an instruction about language then counts as
-followed, as it does in google-research's IFEval where langdetect gives up.
+Too short a text may be in several, and an instruction about language then counts as followed if its language
+is among them.
 """
 
 import re
@@ -51,19 +51,18 @@ FREQUENT = {
 _WORDS = {language: frozenset(words.split()) for language, words in FREQUENT.items()}
 
 
-def language_of(text: str) -> str | None:
-    """The likeliest language of `text`, as in ISO 639-1; None if nothing speaks for any."""
+def languages_of(text: str) -> frozenset[str]:
+    """The languages that `text` may be in, as in ISO 639-1: mostly one; all where it has no letters."""
     scripts = Counter(unicodedata.name(letter, "").partition(" ")[0] for letter in text if letter.isalpha())
-    known = {script: count for script, count in scripts.items() if script in SCRIPTS}
+    known = Counter({script: count for script, count in scripts.items() if script in SCRIPTS})
     if not known:
-        return None
-    if known.keys() & {"HIRAGANA", "KATAKANA"} and max(known, key=known.__getitem__) == "CJK":
-        return "ja"
+        return KNOWN
+    if known["HIRAGANA"] or known["KATAKANA"]:  # Japanese is written in Chinese characters, too
+        known["HIRAGANA"] += known.pop("CJK", 0)
     languages = SCRIPTS[max(known, key=known.__getitem__)]
     if len(languages) == 1:
-        return languages[0]
+        return frozenset(languages)
     # \w stops at the vowel signs of Indian scripts, which are no letters; so words end at what is neither.
     words = Counter(re.findall(r"[^\s\d!-/:-@\[-`{-~।,،؟“”‘’«»]+", text.lower()))
     hits = {language: sum(words[word] for word in _WORDS[language]) for language in languages}
-    best = max(hits, key=hits.__getitem__)
-    return best if hits[best] else None
+    return frozenset(language for language in languages if hits[language] == max(hits.values()))

@@ -61,11 +61,11 @@ def test_rows() -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"question": " "}, '"question" is \' \' where there must be text'),
+        ({"question": " "}, "\"question\" is ' ' where there must be text"),
         ({"choices": ["a"]}, '"choices" must be a list of 2 to 26 texts'),
         ({"choices": ["a"] * 27}, '"choices" must be a list of 2 to 26 texts'),
-        ({"choices": ["a", " "]}, '"choices"[1] is \' \', which has no tokens that could be scored'),
-        ({"choices": ["a", 3]}, '"choices"[1] is \'3\', which has no tokens'),
+        ({"choices": ["a", " "]}, "\"choices\"[1] is ' ', which has no tokens that could be scored"),
+        ({"choices": ["a", 3]}, "\"choices\"[1] is '3', which has no tokens"),
         ({"choices": ["a", "a "]}, 'all "choices" are the same'),
         ({"answer": 4}, '"answer" is 4, but must be a number from 0 to 3'),
         ({"answer": True}, '"answer" is True, but must be'),

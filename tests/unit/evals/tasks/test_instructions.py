@@ -9,51 +9,125 @@ from pilgrim.core.files import read_jsonl_zst
 from pilgrim.evals.chat_tasks import BUNDLED
 from pilgrim.evals.tasks.instruction_checks import CHECKS, sentences
 from pilgrim.evals.tasks.instructions import read_ifeval, variants
-from pilgrim.evals.tasks.languages import language_of
+from pilgrim.evals.tasks.languages import KNOWN, languages_of
 
 CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
     ("keywords:existence", {"keywords": ["dog", "day"]}, ["A Dog had a day."], ["A dog.", ""]),
     ("keywords:forbidden_words", {"forbidden_words": ["cat"]}, ["category"], ["A Cat!"]),
     ("keywords:frequency", {"keyword": "go", "frequency": 2, "relation": "at least"}, ["Go, go"], ["go"]),
     ("keywords:frequency", {"keyword": "go", "frequency": 2, "relation": "less than"}, ["go"], ["Go, go"]),
-    ("keywords:letter_frequency", {"letter": "x", "let_frequency": 2, "let_relation": "at least"},
-     ["x X"], ["x"]),
-    ("language:response_language", {"language": "de"}, ["Das ist ein Haus und der Hund ist nicht da."],
-     ["This is a house and the dog is not there."]),
-    ("language:response_language", {"language": "hi"}, ["यह एक घर है और वह मेरा नहीं है।"],
-     ["हे एक घर आहे आणि ते माझे नाही.", "This is it."]),
+    (
+        "keywords:letter_frequency",
+        {"letter": "x", "let_frequency": 2, "let_relation": "at least"},
+        ["x X"],
+        ["x"],
+    ),
+    (
+        "language:response_language",
+        {"language": "de"},
+        ["Das ist ein Haus und der Hund ist nicht da."],
+        ["This is a house and the dog is not there."],
+    ),
+    (
+        "language:response_language",
+        {"language": "hi"},
+        ["यह एक घर है और वह मेरा नहीं है।"],
+        ["हे एक घर आहे आणि ते माझे नाही.", "This is it."],
+    ),
     ("language:response_language", {"language": "ko"}, ["안녕하세요"], ["hello to the world"]),
-    ("length_constraints:number_sentences", {"relation": "at least", "num_sentences": 2},
-     ["One. Two!", "Is it? It is"], ["One, two.", "Dr. No"]),
-    ("length_constraints:number_sentences", {"relation": "less than", "num_sentences": 2}, ["One."], ["A b. C d."]),
-    ("length_constraints:number_paragraphs", {"num_paragraphs": 2},
-     ["one\n\n***\n\ntwo", "one *** two ***"], ["one", "one *** *** two", "a *** b *** c"]),
-    ("length_constraints:number_words", {"relation": "less than", "num_words": 3}, ["one two"], ["one two three"]),
-    ("length_constraints:nth_paragraph_first_word",
-     {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "Weekend"},
-     ["one\n\n\"Weekend, at last", "one\n\nweekend."], ["one\n\ntwo", "weekend\n\none", "one\n\nweekend\n\nthree"]),
-    ("detectable_content:number_placeholders", {"num_placeholders": 2}, ["[name] [city]"], ["[name]", "name"]),
-    ("detectable_content:postscript", {"postscript_marker": "P.S."}, ["Bye.\nP.S. More", "p. s. more"], ["PS more"]),
-    ("detectable_content:postscript", {"postscript_marker": "P.P.S"}, ["P.P.S more", "p. p. s"], ["P.S. more"]),
-    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, ["* a\n* b", "- a\n* b"], ["* a", "**a**\n* b"]),
+    (
+        "length_constraints:number_sentences",
+        {"relation": "at least", "num_sentences": 2},
+        ["One. Two!", "Is it? It is"],
+        ["One, two.", "Dr. No"],
+    ),
+    (
+        "length_constraints:number_sentences",
+        {"relation": "less than", "num_sentences": 2},
+        ["One."],
+        ["A b. C d."],
+    ),
+    (
+        "length_constraints:number_paragraphs",
+        {"num_paragraphs": 2},
+        ["one\n\n***\n\ntwo", "one *** two ***"],
+        ["one", "one *** *** two", "a *** b *** c"],
+    ),
+    (
+        "length_constraints:number_words",
+        {"relation": "less than", "num_words": 3},
+        ["one two"],
+        ["one two three"],
+    ),
+    (
+        "length_constraints:nth_paragraph_first_word",
+        {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "Weekend"},
+        ['one\n\n"Weekend, at last', "one\n\nweekend."],
+        ["one\n\ntwo", "weekend\n\none", "one\n\nweekend\n\nthree"],
+    ),
+    (
+        "detectable_content:number_placeholders",
+        {"num_placeholders": 2},
+        ["[name] [city]"],
+        ["[name]", "name"],
+    ),
+    (
+        "detectable_content:postscript",
+        {"postscript_marker": "P.S."},
+        ["Bye.\nP.S. More", "p. s. more"],
+        ["PS more"],
+    ),
+    (
+        "detectable_content:postscript",
+        {"postscript_marker": "P.P.S"},
+        ["P.P.S more", "p. p. s"],
+        ["P.S. more"],
+    ),
+    (
+        "detectable_format:number_bullet_lists",
+        {"num_bullets": 2},
+        ["* a\n* b", "- a\n* b"],
+        ["* a", "**a**\n* b"],
+    ),
     ("detectable_format:constrained_response", {}, ["So: My answer is yes."], ["Yes."]),
-    ("detectable_format:number_highlighted_sections", {"num_highlights": 2},
-     ["*a* and *b*", "**a** *b*"], ["*a*", "** **"]),
-    ("detectable_format:multiple_sections", {"section_spliter": "SECTION", "num_sections": 2},
-     ["SECTION 1\na\nSECTION 2\nb"], ["SECTION 1\na", "SECTION one SECTION two"]),
-    ("detectable_format:json_format", {}, ['{"a": 1}', "```json\n[1]\n```"], ["a: 1", "{'a': 1}", "[" * 99999]),
+    (
+        "detectable_format:number_highlighted_sections",
+        {"num_highlights": 2},
+        ["*a* and *b*", "**a** *b*"],
+        ["*a*", "** **"],
+    ),
+    (
+        "detectable_format:multiple_sections",
+        {"section_spliter": "SECTION", "num_sections": 2},
+        ["SECTION 1\na\nSECTION 2\nb"],
+        ["SECTION 1\na", "SECTION one SECTION two"],
+    ),
+    (
+        "detectable_format:json_format",
+        {},
+        ['{"a": 1}', "```json\n[1]\n```"],
+        ["a: 1", "{'a': 1}", "[" * 99999],
+    ),
     ("detectable_format:title", {}, ["<<A day>>\nIt was"], ["<A day>", "<<>>", "<< >>"]),
     ("combination:two_responses", {}, ["yes\n******\nno"], ["yes", "yes******yes", "a******b******c"]),
     ("combination:repeat_prompt", {"prompt_to_repeat": "Say hi."}, ["say hi. Hi!"], ["Hi! Say hi."]),
-    ("startend:end_checker", {"end_phrase": "Any questions?"}, ["So. any questions?\n", '"Any questions?"'],
-     ["Any questions? No."]),
+    (
+        "startend:end_checker",
+        {"end_phrase": "Any questions?"},
+        ["So. any questions?\n", '"Any questions?"'],
+        ["Any questions? No."],
+    ),
     ("startend:quotation", {}, ['"Hi."', ' "a" '], ["Hi", '"', "'Hi'"]),
-    ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "at least"},
-     ["I AM here", "A-B C"], ["I am"]),
+    (
+        "change_case:capital_word_frequency",
+        {"capital_frequency": 2, "capital_relation": "at least"},
+        ["I AM here", "A-B C"],
+        ["I am"],
+    ),
     ("change_case:english_capital", {}, ["THIS IS THE END"], ["This is", "DAS IST NICHT DER HUND"]),
     ("change_case:english_lowercase", {}, ["this is the end"], ["This is", "das ist nicht der hund"]),
     ("punctuation:no_comma", {}, ["one two"], ["one, two"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "arguments", "follow", "miss"), CASES)
@@ -126,12 +200,15 @@ def test_sentences(text: str, count: int) -> None:
         ("இது என் வீடு", "ta"),
         ("これは私の家です", "ja"),
         ("这是我的家", "zh"),
-        ("12 + 3 = 15", None),
-        ("Xyzzy plugh", None),
     ],
 )
-def test_languages(text: str, language: str | None) -> None:
-    assert language_of(text) == language
+def test_languages(text: str, language: str) -> None:
+    assert languages_of(text) == {language}
+
+
+def test_some_text_may_be_in_many_languages() -> None:
+    assert languages_of("12 + 3 = 15") == KNOWN
+    assert {"en", "fi"} < languages_of("Xyzzy plugh") and "ru" not in languages_of("Xyzzy plugh")
 
 
 @pytest.mark.parametrize(
