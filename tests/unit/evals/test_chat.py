@@ -207,7 +207,7 @@ def test_other_contexts_and_other_ways_are_not_compared(
     found = compare(first, second)
     assert set(found.tasks) == {"mmlu", "ifeval"} and found.members == ("mmlu",)
     assert set(found.left_out.values()) == {"one context cut what the other did not"}
-    with pytest.raises(DataError, match="no items in common .one context cut what the other did not.; eval"):
+    with pytest.raises(DataError, match=r"no items in common .one context cut what the other did not.; eval"):
         compare(asked, others | {"context": 128})
     shorter = json.loads(json.dumps(others))
     shorter["tasks"]["gsm8k"]["max_tokens"] = 16
