@@ -187,14 +187,6 @@ class ToolUse:
         return [RESPONSE, *self._tokenizer.encode(text), END_OF_RESPONSE]
 
 
-def call(text: str, answer: str, tokenizer: Tokenizer) -> list[int]:
-    """The ids of a call and its answer, as a reply holds them."""
-    return [
-        *[CALL, *tokenizer.encode(text), END_OF_CALL],
-        *[RESPONSE, *tokenizer.encode(answer), END_OF_RESPONSE],
-    ]
-
-
 def spoken(text: str) -> str:
     """A reply's text without its calls and their answers: what the model said."""
     return re.sub(

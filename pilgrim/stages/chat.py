@@ -19,7 +19,7 @@ CHAT = Suite("chat", "chat.json", "chat", "what the chatbot knows, computes, pro
 def own_suite(path: Path) -> Suite:
     """The suite that a file or folder of questions is. Raises DataError if it is none."""
     files_of(path)
-    name = name_of(path)
+    name = name_of(path.resolve())
     return Suite(name, f"own-{name}.json", str(path), "questions of your own")
 
 

@@ -16,21 +16,24 @@ from pilgrim.evals.chat_items import ChatItem, Verdict, text
 from pilgrim.infer.tools import spoken
 
 _NUMBER = r"-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+LONGEST = 100  # characters of a number
 _MARKED = re.compile(rf"####\s*({_NUMBER})")
 
 
-def number_in(reply: str) -> Fraction | None:
-    """What the reply gives as its answer: behind the last "####", else its last number; None: nothing."""
+def number_in(reply: str) -> str:
+    """What the reply gives as its answer: behind the last "####", else its last number; "": nothing."""
     said = spoken(reply)
     found = _MARKED.findall(said) or re.findall(_NUMBER, said)
-    return Fraction(re.sub(r"[$,]", "", found[-1])) if found else None
+    return re.sub(r"[$,]", "", found[-1]) if found else ""
 
 
 def graded(reply: str, right: Fraction) -> Verdict:
     """Is the reply's number this one?"""
     number = number_in(reply)
-    shown = "" if number is None else f"{float(number):.12g}"
-    return Verdict(number == right, shown, "" if shown else "gives no number")
+    if not number:
+        return Verdict(False, "", "gives no number")
+    # No answer is that long, and Python refuses to read numbers of thousands of digits.
+    return Verdict(len(number) < LONGEST and Fraction(number) == right, number)
 
 
 def read_gsm8k(row: Mapping[str, Any], line: int, place: str) -> ChatItem:

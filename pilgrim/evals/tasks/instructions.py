@@ -46,9 +46,11 @@ def _check(name: object, arguments: object, place: str) -> Check:
         raise DataError(f'{place}: the "kwargs" of {name} are {arguments!r}, but must be an object; mend it')
     given = {key: value for key, value in arguments.items() if value is not None}
     try:
-        return CHECKS[name](**given)
+        check = CHECKS[name](**given)
+        check("Arguments of a wrong type show here.")
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{place}: {name} can't be checked with {given} ({error}); mend the row") from None
+    return check
 
 
 def graded(reply: str, checks: Sequence[Check], names: Sequence[str]) -> Verdict:

@@ -18,7 +18,6 @@ from pilgrim.infer.tools import (
     RESPONSE,
     ToolUse,
     calculator,
-    call,
     spoken,
 )
 from pilgrim.model.config import ModelSettings
@@ -100,6 +99,12 @@ def test_it_agrees_with_python(a: int, b: int, sign: str) -> None:
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return train_tokenizer(["9*2 = 18 and once upon a time. " * 20], 280)
+
+
+def call(text: str, answer: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids of a call and its answer, as a reply holds them."""
+    answered = [RESPONSE, *tokenizer.encode(answer), END_OF_RESPONSE]
+    return [CALL, *tokenizer.encode(text), END_OF_CALL, *answered]
 
 
 def test_a_call_is_answered_at_its_end(tokenizer: Tokenizer) -> None:

@@ -249,7 +249,8 @@ CHAT = {
     "tasks": {
         "arc_easy": CORE["tasks"]["arc_easy"] | {"way": "likelihood"},  # type: ignore[index]
         "ifeval": {
-            "way": "words", "n": 3, "accuracy": 0.5, "standard_error": 0.1, "low": 0.2, "high": 0.8, "chance": 0,
+            "way": "words", "n": 3, "accuracy": 0.5, "standard_error": 0.1, "low": 0.2, "high": 0.8,
+            "chance": 0,
             "readings": {"loose": {"instructions": {"n": 5, "accuracy": 0.6, "low": 0.3, "high": 0.8}}},
             "samples": [
                 {"line": 1, "prompt": "Why?", "expected": "no commas", "reply": ATTACK, "right": False},

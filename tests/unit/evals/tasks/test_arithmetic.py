@@ -5,29 +5,35 @@ from fractions import Fraction
 import pytest
 
 from pilgrim.core.errors import DataError
-from pilgrim.evals.tasks.arithmetic import number_in, read_gsm8k
+from pilgrim.evals.tasks.arithmetic import graded, number_in, read_gsm8k
 from pilgrim.evals.tasks.spelling import read_spelling, spelled
 
 
 @pytest.mark.parametrize(
     ("reply", "number"),
     [
-        ("#### 18", 18),
-        ("#### 1,234.50 dollars", Fraction(2469, 2)),
-        ("#### -3", -3),
-        ("#### $5", 5),
-        ("first #### 4, no: #### 5", 5),
-        ("She makes 9 * 2 = 18 dollars.", 18),
-        ("It is .5", Fraction(1, 2)),
-        ("3, 4, 5", 5),
-        ("<tool_call>9*2</tool_call><tool_response>18</tool_response>", None),
-        ("9*2 is <tool_call>9*2</tool_call><tool_response>18</tool_response>18", 18),
-        ("none", None),
-        ("#### none", None),
+        ("#### 18", "18"),
+        ("#### 1,234.50 dollars", "1234.50"),
+        ("#### -3", "-3"),
+        ("#### $5", "5"),
+        ("first #### 4, no: #### 5", "5"),
+        ("She makes 9 * 2 = 18 dollars.", "18"),
+        ("It is .5", ".5"),
+        ("3, 4, 5", "5"),
+        ("<tool_call>9*2</tool_call><tool_response>18</tool_response>", ""),
+        ("9*2 is <tool_call>9*2</tool_call><tool_response>18</tool_response>18", "18"),
+        ("none", ""),
+        ("#### none", ""),
     ],
 )
-def test_numbers(reply: str, number: Fraction | int | None) -> None:
+def test_numbers(reply: str, number: str) -> None:
     assert number_in(reply) == number
+
+
+def test_numbers_are_compared_as_numbers() -> None:
+    assert graded("18.00", Fraction(18)).right
+    assert graded("#### 1,234.50", Fraction(2469, 2)).right
+    assert not graded("9" * 10_000, Fraction(18)).right
 
 
 def test_a_solution_of_the_data_is_right() -> None:

@@ -226,6 +226,17 @@ def test_some_text_may_be_in_many_languages() -> None:
             },
             "length_constraints:number_words can't be checked with",
         ),
+        (
+            {"instruction_id_list": ["keywords:existence"], "kwargs": [{"keywords": 3}]},
+            "keywords:existence can't be checked with {'keywords': 3}",
+        ),
+        (
+            {
+                "instruction_id_list": ["length_constraints:number_words"],
+                "kwargs": [{"relation": "at least", "num_words": "three"}],
+            },
+            "length_constraints:number_words can't be checked with",
+        ),
         ({"prompt": ""}, "\"prompt\" is '' where there must be text"),
     ],
 )
