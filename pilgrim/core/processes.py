@@ -1,9 +1,9 @@
 """The processes of one run: who am I, and how do we agree?
 
 torchrun starts one process for each device and tells each its number in the environment (RANK, WORLD_SIZE,
-LOCAL_RANK). All of them walk through the same code. What they must not all do (write files, talk to the person)
-is done by the first, rank 0; what they must agree on goes through torch.distributed: gloo between CPUs, NCCL
-between NVIDIA's GPUs.
+LOCAL_RANK). All of them walk through the same code. What they must not all do (write files, talk to the
+person) is done by the first, rank 0; what they must agree on goes through torch.distributed: gloo between CPUs,
+NCCL between NVIDIA's GPUs.
 
 Without torchrun there is one process. It is rank 0 of 1, and none of this costs it anything.
 """
@@ -47,7 +47,7 @@ class Processes:
         return values
 
     def from_first(self, value: T) -> T:
-        """What rank 0 has passed, in every process. It travels as a pickle, between our own processes only."""
+        """What rank 0 has passed, in every process. It travels as a pickle, between our own only."""
         if self.count == 1:
             return value
         box = [value]

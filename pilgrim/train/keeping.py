@@ -1,8 +1,8 @@
 """What a checkpoint of training holds, and how it is put back.
 
-Everything that determines the future: weights, optimizer state, the loader's position, the step, and the size
-of a microbatch. Schedules are functions of the step, and random numbers have names (core/runtime.py), so there
-is nothing else to save.
+Everything that determines the future: weights, optimizer state, the loader's position, the step, and the
+size of a microbatch. Schedules are functions of the step, and random numbers have names (core/runtime.py), so
+there is nothing else to save.
 """
 
 from collections.abc import Mapping
