@@ -2,8 +2,8 @@
 
 torchrun starts one process for each device and tells each its number in the environment (RANK, WORLD_SIZE,
 LOCAL_RANK). All of them walk through the same code. What they must not all do (write files, talk to the
-person) is done by the first, rank 0; what they must agree on goes through torch.distributed: gloo between CPUs,
-NCCL between NVIDIA's GPUs.
+person) is done by the first, rank 0; what they must agree on goes through torch.distributed: gloo between
+CPUs, NCCL between NVIDIA's GPUs.
 
 Without torchrun there is one process. It is rank 0 of 1, and none of this costs it anything.
 """
