@@ -5,8 +5,10 @@ whoever wants it: pip install -e ".[llama]".
 """
 
 import random
+from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -140,6 +142,29 @@ def test_the_chat_template_gives_the_same_ids(both: tuple[Transformer, Any], tok
         prompt = render(messages=[{"role": m.role, "content": m.content} for m in asked]).prompt
         ids = theirs.tokenize(prompt.encode(), add_bos=False, special=True)
         assert ids == render_prompt(asked, tokenizer)
+
+
+def test_q8_0_is_rounded_as_llama_cpp_rounds(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Its own quantizer, given our fp32 file, writes the same bytes."""
+    model = Transformer(SHAPES["untied, other constants"].config(tokenizer.vocab_size))
+    initialize(model, torch.Generator().manual_seed(5))
+    write_file(tmp_path / "fp32.gguf", model.weights(), model.config, tokenizer, "tiny")
+    write_file(tmp_path / "ours.gguf", model.weights(), model.config, tokenizer, "tiny", "q8_0")
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype, parameters.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, 1
+    files = (str(tmp_path / name).encode() for name in ("fp32.gguf", "theirs.gguf"))
+    assert llama_cpp.llama_model_quantize(*files, parameters) == 0
+    ours, theirs = (
+        {
+            tensor.name: (tensor.tensor_type, tensor.data)
+            for tensor in gguf.GGUFReader(tmp_path / name).tensors
+        }
+        for name in ("ours.gguf", "theirs.gguf")
+    )
+    assert ours.keys() == theirs.keys()
+    for name, (form, data) in ours.items():
+        assert form == theirs[name][0]
+        assert np.array_equal(data, theirs[name][1]), name
 
 
 def test_the_same_logits(both: tuple[Transformer, Any]) -> None:
