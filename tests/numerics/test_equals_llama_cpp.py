@@ -139,7 +139,8 @@ def test_the_chat_template_gives_the_same_ids(both: tuple[Transformer, Any], tok
         asked.append(Message("user", odd_text(dice)))
         if any(special in message.content for message in asked for special in SPECIAL_TOKENS):
             continue
-        prompt = render(messages=[{"role": m.role, "content": m.content} for m in asked]).prompt
+        turns: Any = [{"role": m.role, "content": m.content} for m in asked]
+        prompt = render(messages=turns).prompt
         ids = theirs.tokenize(prompt.encode(), add_bos=False, special=True)
         assert ids == render_prompt(asked, tokenizer)
 
