@@ -4,6 +4,8 @@ Neither is a stage of the walk. The result with every item's answer and reply go
 or own-NAME.json, where NAME is that of the file or folder.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from pilgrim.evals.tasks.own import files_of, name_of
 from pilgrim.stages.answers import Suite, ask_run, open_run, table
 
 CHAT = Suite("chat", "chat.json", "chat", "what the chatbot knows, computes, programs and obeys")
+
+ONE_LETTER = 0.9  # of all picks
 
 
 def own_suite(path: Path) -> Suite:
@@ -40,11 +44,21 @@ def evaluate_chat(
         "bundled" if data is None else str(data),
         lambda engine, tokenizer, done: evaluate(engine, tokenizer, exams, done) | {"missing": missing},
     )
-    for line in table(result):
+    for line in [*table(result), *one_letter(result)]:
         journey.console.say(line)
     for name, why in missing.items():
         journey.console.say(f"left out: {name}, as {why}")
     return result
+
+
+def one_letter(result: Mapping[str, Any]) -> list[str]:
+    """Warns of a model that picks the same letter whatever it is asked: its accuracy is that letter's share."""
+    told = []
+    for name, task in result["tasks"].items():
+        letter, times = Counter(task["answers"]).most_common(1)[0]
+        if task["way"] == "likelihood" and task["n"] >= 20 and times >= ONE_LETTER * task["n"]:
+            told.append(f"{name}: {times:,} of {task['n']:,} picks are {letter}, whatever was asked")
+    return told
 
 
 def evaluate_own(
