@@ -29,7 +29,9 @@ from pilgrim.stages.speed import shares_of_peak
 from pilgrim.text.chat import Message, render_prompt
 from pilgrim.text.tokenizer import Tokenizer
 from pilgrim.train.fit import MicroBatch
-from pilgrim.train.loop import Loop, Parts, TrainSettings, load_weights
+from pilgrim.train.keeping import load_weights
+from pilgrim.train.loop import Loop, Parts
+from pilgrim.train.settings import TrainSettings
 from pilgrim.train.step import compiled_token_losses
 from pilgrim.train.validation import validate
 

@@ -28,6 +28,7 @@ from typer.main import get_command
 
 from pilgrim.cli import app
 from pilgrim.core.console import Console
+from pilgrim.stages.chat import evaluate_chat
 from pilgrim.stages.core import evaluate_core
 from pilgrim.stages.journey import chosen, run_journey
 from pilgrim.stages.recipe import Recipe, load_recipe
@@ -216,6 +217,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         console=Console(quiet=True),
     )
     evaluate_core(run, limit=1, console=Console(quiet=True))
+    evaluate_chat(run, limit=1, console=Console(quiet=True))
     return run
 
 
