@@ -5,9 +5,9 @@
     a b c f                 branches   d e / f / g h              (trunk, padded | branches, padded)
     a b c g h
 
-Every token has the position of its own row, and may look at the trunk and at its own branch up to
-itself; so it sees exactly what it would see if its row were read alone, and comes out the same. The trunk is
-plain causal attention, for which fused kernels exist; only the branches, a few tokens, need a mask. Of the last
+Every token has the position of its own row, and may look at the trunk and at its own branch up to itself. So
+it sees exactly what it would see if its row were read alone, and comes out the same. The trunk is plain
+causal attention, for which fused kernels exist; only the branches, a few tokens, need a mask. Of the last
 block only what is scored is computed (`wanted_bn` of model/transformer.py).
 
 A row that shares nothing is a tree without branches. Trees of similar size are read together, padded at the
@@ -108,7 +108,7 @@ Table = list[int]
 def _laid_out(tree: Tree, stem: int, total: int) -> tuple[Table, Table, Table, Table]:
     """Of a tree: ids, their positions, the branch of each, all padded to `total`; and the places wanted."""
     ids, positions, branches = [0] * total, [0] * total, [PADDING] * total
-    wanted = []
+    wanted: list[int] = []
     trunk, first = tree.trunk, stem
     ids[:trunk], positions[:trunk] = tree.rows[0].ids[:trunk], range(trunk)
     branches[:trunk] = [TRUNK] * trunk

@@ -99,9 +99,10 @@ class Engine:
     ) -> list[Reply]:
         """A reply to each prompt, in their order. `tools` answers the calls in them (infer/tools.py).
 
-        A reply is over at a token of `stop_ids`, as soon as its ids are `enough`, after `sampling.max_tokens`, or when prompt and reply
-        fill the model's context. Raises DataError for a prompt that is empty, fills the context by itself
-        (cut it before), or has ids that the model doesn't know.
+        A reply is over at a token of `stop_ids`, as soon as its ids are `enough`, after
+        `sampling.max_tokens`, or when prompt and reply fill the model's context. Raises DataError for a
+        prompt that is empty, fills the context by itself (cut it before), or has ids that the model doesn't
+        know.
         """
         writers = [self.writer(prompt, sampling, index, tools) for index, prompt in enumerate(prompts)]
         by_length = sorted(writers, key=lambda writer: len(writer.prompt))

@@ -40,9 +40,7 @@ def evaluate_folder(
     """
     console = console or Console()
     core_exams = read_exams(data or core_tasks.BUNDLED, limit) if suite is CORE else []
-    chat_exams, missing = (
-        read_chat_exams(data or chat_tasks.BUNDLED, limit) if suite is CHAT else ([], {})
-    )
+    chat_exams, missing = read_chat_exams(data or chat_tasks.BUNDLED, limit) if suite is CHAT else ([], {})
     runtime = machine.start(machine.RuntimeSettings(), seed=1)
     engine, tokenizer = load_folder(folder, runtime, context)
     begin = tokenizer.decode([tokenizer.eot_id])
@@ -55,7 +53,13 @@ def evaluate_folder(
     if suite is CORE:
         items = sum(exam.asked for exam in core_exams)
         result = ask(
-            engine, suite, items, source, out, console, lambda done: evaluate(engine, tokenizer, core_exams, done)
+            engine,
+            suite,
+            items,
+            source,
+            out,
+            console,
+            lambda done: evaluate(engine, tokenizer, core_exams, done),
         )
         missing = dict.fromkeys(result["missing"], "no data for it is there: docs/evals.md says where it is")
     elif isinstance(tokenizer, Tokenizer):
