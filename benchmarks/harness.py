@@ -79,6 +79,15 @@ TASKS: tuple[tuple[str, str, Callable[[Item], Doc]], ...] = (
     ("winogrande", "winogrande", winogrande),
 )
 
+YAML = {  # where the harness keeps a task
+    "arc_easy": "arc/arc_easy.yaml",
+    "arc_challenge": "arc/arc_challenge.yaml",
+    "piqa": "piqa/piqa.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "lambada_openai": "lambada/lambada_openai.yaml",
+    "winogrande": "winogrande/default.yaml",
+}
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -139,20 +148,22 @@ def ask_harness(answers: Answers, task: str, documents: Sequence[Doc]) -> list[d
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the many packages behind it
         import datasets
-        from lm_eval import simple_evaluate
-        from lm_eval.tasks import TaskManager
+        import lm_eval.tasks
+        from lm_eval.api.task import ConfigurableTask
+        from lm_eval.evaluator import evaluate
         from lm_eval.tasks._yaml_loader import load_yaml
 
-        shipped = TaskManager().task_index[task].yaml_path
+        shipped = load_yaml(Path(lm_eval.tasks.__file__).parent / YAML[task], resolve_func=True)
         config = {
-            **load_yaml(shipped, resolve_func=True),
+            **{key: value for key, value in shipped.items() if key != "tag"},
             "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(list(documents))},
             "training_split": None,
             "validation_split": None,
             "test_split": "test",
             "process_docs": None,
         }
-        found = simple_evaluate(model(answers), tasks=[config], bootstrap_iters=0, log_samples=True)
+        tasks = {task: ConfigurableTask(config=config)}
+        found = evaluate(model(answers), tasks, bootstrap_iters=0, log_samples=True)
     samples: list[dict[str, Any]] = sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
     return samples
 
