@@ -31,7 +31,7 @@ RULE = f"{RUN} words in a row, or a whole item of at least {SHORTEST}"
 
 WORDS_AT_ONCE = 1 << 20  # of the training text, hashed together
 KNOWN_SPELLINGS = 1 << 20  # remembered: "Said," and "said" are one word, which is worked out once
-TABLE_BITS = 24
+TABLE_BITS = 22
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, its bits well mixed: 2^64 / the golden ratio
 
 Numbers = NDArray[np.int32]
