@@ -291,6 +291,7 @@ def chat(
         ("pilgrim eval pocket && pilgrim report pocket", "measure again, and show it"),
         ("pilgrim eval pocket --suite core --items 32", "a quick look at CORE's tasks"),
         ("pilgrim eval try2 --suite core --compare pocket", "is it better than pocket, item by item?"),
+        ("pilgrim eval pocket --text letters.txt --text wiki.jsonl.zst", "bits per byte of any text"),
     ),
 )
 @guarded()
@@ -320,6 +321,19 @@ def eval_command(
         str | None,
         typer.Option(metavar="OTHER", help="A run that was evaluated before: how do the two differ?"),
     ] = None,
+    contamination: Annotated[
+        bool,
+        typer.Option(
+            help="Look for CORE's items in the run's training text, and score those that are not in it apart."
+        ),
+    ] = True,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Measure bits per byte of this text instead (.txt, .md, .jsonl, .jsonl.zst); can be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Measure a trained model: bits per byte, behaviour in a chat, and questions with known answers.
 
@@ -328,13 +342,22 @@ def eval_command(
 
     core: the tasks of CORE, from reading to reasoning, mostly multiple choice, with the newest model. Every
     accuracy has its standard error. The result is in RUN/evaluate/.
+
+    --text: bits per byte of files of yours, by file and source, which can be compared between tokenizers.
     """
     folder = find_run(run)
     other = find_run(compare) if compare is not None else None
     from pilgrim.evals.fetch import fetch_bundle
-    from pilgrim.stages import core
+    from pilgrim.stages import bits, core
     from pilgrim.stages.evaluate import evaluate_run
 
+    if text:
+        if suite != "all" or items is not None or data is not None or fetch or other is not None:
+            raise PilgrimError(
+                "--text measures bits per byte and nothing else; leave out the other options, or call it twice"
+            )
+        bits.evaluate_text(folder, text)
+        return
     if suite == "behaviour" and (items is not None or data is not None or fetch):
         raise PilgrimError("--items, --data and --fetch are about CORE's tasks; leave out --suite behaviour")
     if fetch and data is not None:
@@ -346,7 +369,7 @@ def eval_command(
     if suite != "core":
         evaluate_run(folder)
     if suite != "behaviour":
-        core.evaluate_core(folder, data, items)
+        core.evaluate_core(folder, data, items, contamination=contamination)
     if other is not None:
         core.compare_core(folder, other)
 

@@ -47,7 +47,7 @@ class TokenSet:
     starts: NDArray[np.int64]
     trained: NDArray[np.bool_] | None
     manifest: dict[str, object]
-    source_d: NDArray[np.int32] | None = None  # of each document; None if made in memory, with one source
+    source_d: NDArray[np.int32] | None = None  # of each document; None: nobody asks for it
 
     @property
     def source_names(self) -> list[str]:
@@ -76,6 +76,26 @@ def write_token_set(
 
     Raises DataError if there is no document, PilgrimError if the disk is full or writing is not allowed.
     """
+    tokens = in_memory(name, documents, vocab_size)
+    hashes = {}
+    with explained("written", folder / f"{name}.json"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind, array in (
+            ("tokens", tokens.tokens),
+            ("starts", tokens.starts),
+            ("sources", tokens.source_d),
+            ("trained", tokens.trained),
+        ):
+            if array is not None:
+                file = folder / f"{name}.{kind}.npy"
+                _save(file, array)
+                hashes[file.name] = sha256_file(file)
+    manifest = {"format": FORMAT, **tokens.manifest, "tokenizer": tokenizer, "sha256": hashes}
+    write_json_atomic(folder / f"{name}.json", manifest)
+
+
+def in_memory(name: str, documents: Iterable[Document], vocab_size: int) -> TokenSet:
+    """The same set without a file. Raises DataError if there is no document."""
     dtype = np.uint16 if vocab_size <= 2**16 else np.uint32
     parts: list[NDArray[np.unsignedinteger]] = []
     masks: list[NDArray[np.bool_]] = []
@@ -93,34 +113,22 @@ def write_token_set(
         raise DataError(
             f"{name}: there is no document to make a token set from; name at least one non-empty file"
         )
-
-    arrays: dict[str, NDArray[np.generic]] = {
-        "tokens": np.concatenate(parts),
-        "starts": np.cumsum(np.asarray(lengths, dtype=np.int64)),
-        "sources": np.asarray(source_d, dtype=np.int32),
+    tokens = np.concatenate(parts)
+    manifest = {
+        "documents": len(parts),
+        "tokens": int(tokens.size),
+        "trained_tokens": sum(int(mask.sum()) for mask in masks),
+        "bytes": text_bytes,
+        "sources": sources,
+        "vocab_size": vocab_size,
     }
-    if some_untrained:
-        arrays["trained"] = np.concatenate(masks)
-    hashes = {}
-    with explained("written", folder / f"{name}.json"):
-        folder.mkdir(parents=True, exist_ok=True)
-        for kind, array in arrays.items():
-            file = folder / f"{name}.{kind}.npy"
-            _save(file, array)
-            hashes[file.name] = sha256_file(file)
-    write_json_atomic(
-        folder / f"{name}.json",
-        {
-            "format": FORMAT,
-            "documents": len(parts),
-            "tokens": int(arrays["tokens"].size),
-            "trained_tokens": sum(int(mask.sum()) for mask in masks),
-            "bytes": text_bytes,
-            "sources": sources,
-            "vocab_size": vocab_size,
-            "tokenizer": tokenizer,
-            "sha256": hashes,
-        },
+    return TokenSet(
+        name,
+        tokens,
+        np.cumsum(np.asarray(lengths, dtype=np.int64)),
+        np.concatenate(masks) if some_untrained else None,
+        manifest,
+        np.asarray(source_d, dtype=np.int32),
     )
 
 

@@ -6,11 +6,12 @@ pretraining is left out in the end. What is found holds for the very items and t
 names both by their hashes, and whatever is missing or has changed is looked for anew.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from pilgrim.core.files import read_json, write_json_atomic
+from pilgrim.core.files import read_json, write_atomic
 from pilgrim.data.shards import TokenSet
 from pilgrim.evals.contamination import RULE, Overlap, overlaps
 from pilgrim.evals.items import Item
@@ -42,9 +43,8 @@ def in_training_text(
             digest: {name: sorted(lines) for name, lines in asdict(found).items()}
             for digest, found in known.items()
         }
-        write_json_atomic(
-            journey.folder / FILE, {"rule": RULE, "training_text": hashes, "files_of_items": kept}
-        )
+        what = {"rule": RULE, "training_text": hashes, "files_of_items": kept}
+        write_atomic(journey.folder / FILE, json.dumps(what) + "\n")
     return {digest: known[digest] for digest in files}
 
 

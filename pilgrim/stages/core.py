@@ -5,7 +5,7 @@ item's answer goes to RUN/evaluate/core.json, so that a later comparison can pai
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,31 @@ from pilgrim.core.config import build, load_toml
 from pilgrim.core.console import Console
 from pilgrim.core.errors import PilgrimError
 from pilgrim.core.files import read_json, write_atomic
+from pilgrim.evals.clean import with_clean
 from pilgrim.evals.compare import compare
-from pilgrim.evals.core import evaluate, read_exams
+from pilgrim.evals.contamination import Overlap
+from pilgrim.evals.core import Exam, evaluate, read_exams
 from pilgrim.evals.core_tasks import BUNDLED, find_folder
 from pilgrim.evals.statistics import Z95
 from pilgrim.infer.load import load_engine, newest_stage
+from pilgrim.stages.contamination import in_training_text, training_sets
 from pilgrim.stages.journey import Journey, only_writer, refuse_older
 from pilgrim.stages.recipe import Recipe
 from pilgrim.text.tokenizer import Tokenizer
 
 
 def evaluate_core(
-    folder: Path, data: Path | None = None, limit: int | None = None, console: Console | None = None
+    folder: Path,
+    data: Path | None = None,
+    limit: int | None = None,
+    console: Console | None = None,
+    contamination: bool = True,
 ) -> dict[str, Any]:
     """Ask a run's newest model and write `evaluate/core.json`; returns what is in it.
 
     `data` is a folder of CORE's tasks; None: the recipe's `eval.core`. `limit`: of each task this
-    many items; None: all. Raises DataError for items that can't be scored, CheckpointError
+    many items; None: all. `contamination`: look for the items in the run's training text, and score those
+    that are not in it by themselves. Raises DataError for items that can't be scored, CheckpointError
     without a trained model.
     """
     recipe = build(Recipe, load_toml(folder / "recipe.toml"), str(folder / "recipe.toml"))
@@ -46,6 +54,8 @@ def evaluate_core(
         journey.console.stage("core", "questions with known answers, many tasks")
         with journey.console.progress(sum(exam.asked for exam in exams), "items") as progress:
             found = evaluate(engine, tokenizer, exams, progress.advance)
+        if contamination:
+            found = with_clean(found, _overlaps(journey, exams))
         result = {
             "stage": stage,
             "data": "bundled" if data == BUNDLED else str(data),
@@ -60,6 +70,13 @@ def evaluate_core(
     return result
 
 
+def _overlaps(journey: Journey, exams: Sequence[Exam]) -> dict[str, Overlap]:
+    """What of the items is in the training text, by the SHA-256 of their files; read if not known yet."""
+    documents = sum(tokens.documents for tokens in training_sets(journey))
+    with journey.console.progress(documents, "training documents read") as progress:
+        return in_training_text(journey, {exam.sha256: exam.items for exam in exams}, progress.advance)
+
+
 def table(result: Mapping[str, Any]) -> list[str]:
     """The result for a person: a line for each task, and the mean."""
     lines = [f"{'task':32} {'items':>6} {'accuracy':>15} {'chance':>7} {'centered':>9}"]
@@ -72,6 +89,7 @@ def table(result: Mapping[str, Any]) -> list[str]:
         f"{result['name']}: {result['score']:.4f} ± {result['standard_error']:.4f} (standard error), "
         f"0 is guessing; model of {result['stage']}"
     )
+    lines += overlap_lines(result)
     if result["missing"]:
         lines.append(f"no data for {', '.join(result['missing'])}: docs/evals.md says where it is")
     cut, asked = (sum(task[key] for task in result["tasks"].values()) for key in ("cut", "n"))
@@ -79,6 +97,25 @@ def table(result: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{cut:,} of {asked:,} prompts were longer than the context of {result['context']} tokens "
             "and lost their beginning"
+        )
+    return lines
+
+
+def overlap_lines(result: Mapping[str, Any]) -> list[str]:
+    """What was found in the training text, and the scores without it; nothing if it was not looked for."""
+    if "rule" not in result:
+        return []
+    found = {name: task for name, task in result["tasks"].items() if task["contamination"]["overlapping"]}
+    lines = [] if found else [f"no item is in the training text ({result['rule']})"]
+    for name, task in found.items():
+        counts, clean = task["contamination"], task["clean"]
+        line = f"{name}: {counts['overlapping']:,} of {task['n']:,} items overlap the training text"
+        line += f" ({counts['whole']:,} whole); the others: " if counts["whole"] else "; the others: "
+        accuracy = f"{clean['accuracy']:.1%} ± {clean['standard_error']:.1%}" if clean else "none"
+        lines.append(line + accuracy)
+    if found and (clean := result["clean"]):
+        lines.append(
+            f"without them, over {clean['tasks']} tasks: {clean['score']:.4f} ± {clean['standard_error']:.4f}"
         )
     return lines
 

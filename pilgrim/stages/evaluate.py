@@ -1,6 +1,6 @@
 """Stage 6: what was reached. Bits per byte of every trained stage, and how the chatbot behaves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def run(journey: Journey) -> dict[str, Any]:
             "standard_error": of_all and of_all.standard_error,
             "sources": bits_by_source(val, each),
         }
-        journey.console.say(f"{stage}: {found.bpb:.4f} bits per byte on held-out text")
+        journey.console.say(_in_words(stage, result["bpb"][stage]))
     if recipe.sft is not None:
         refuse = refuse_older(journey, "sft")
         engine = load_engine(journey.folder / "sft", tokenizer, runtime, on_damage=refuse)
@@ -59,6 +59,13 @@ def run(journey: Journey) -> dict[str, Any]:
     write_json_atomic(journey.stage_folder("evaluate") / "result.json", result)
     shares = {name: share["share"] for name, share in result.get("behaviour", {}).items()}
     return {f"{stage}_bpb": v["bpb"] for stage, v in result["bpb"].items()} | shares
+
+
+def _in_words(stage: str, found: Mapping[str, Any]) -> str:
+    """A stage's bits per byte, and those of its sources if there are several."""
+    sources = found["sources"] if len(found["sources"]) > 1 else {}
+    by_source = ", ".join(f"{name} {source['bpb']:.3f}" for name, source in sources.items())
+    return f"{stage}: {found['bpb']:.4f} bits per byte on held-out text" + (by_source and f" ({by_source})")
 
 
 def behaviour(journey: Journey, engine: Engine, tokenizer: Tokenizer) -> dict[str, Any]:
