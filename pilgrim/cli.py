@@ -324,14 +324,14 @@ def eval_command(
     contamination: Annotated[
         bool,
         typer.Option(
-            help="Look for CORE's items in the run's training text, and score those that are not in it apart."
+            help="Look for CORE's items in the training text, and score those that are not in it apart."
         ),
     ] = True,
     text: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Measure bits per byte of this text instead (.txt, .md, .jsonl, .jsonl.zst); can be repeated.",
+            help="Bits per byte of this .txt, .md, .jsonl or .jsonl.zst file instead; can be repeated.",
         ),
     ] = None,
 ) -> None:
@@ -354,7 +354,7 @@ def eval_command(
     if text:
         if suite != "all" or items is not None or data is not None or fetch or other is not None:
             raise PilgrimError(
-                "--text measures bits per byte and nothing else; leave out the other options, or call it twice"
+                "--text measures bits per byte and nothing else; leave the other options out, or call twice"
             )
         bits.evaluate_text(folder, text)
         return

@@ -5,8 +5,8 @@ item *overlaps* the training text if any 13 words in a row of it stand in one do
 shorter, all of it, down to 8 words; of fewer, a match says nothing, and such an item is *too short* to tell.
 It is there *whole* if its context with its right answer is, word for word. Words are what white space
 separates, lower-cased and without punctuation, so case, quotation marks and line breaks make no difference.
-Paraphrases, translations and languages without spaces are not seen. GPT-3's authors let runs of words that are
-common in the training text pass; here every run counts, so that some overlaps are mere phrases.
+Paraphrases, translations and languages without spaces are not seen. GPT-3's authors let runs of words pass
+that are common in the training text; here every run counts, so that some overlaps are mere phrases.
 
 All items must fit into memory, the training text need not: it is read once.
 

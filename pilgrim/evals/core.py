@@ -56,9 +56,7 @@ class Exam:
         return question(self.items[place], shots, self.task.kind, self.task.delimiter, tokenizer, context)
 
 
-def read_exams(
-    folder: Path = BUNDLED, limit: int | None = None, tasks: Sequence[Task] = TASKS
-) -> list[Exam]:
+def read_exams(folder: Path = BUNDLED, limit: int | None = None, tasks: Sequence[Task] = TASKS) -> list[Exam]:
     """Those of `tasks` whose files are in `folder`, of each the first `limit` items (None: all).
 
     Raises DataError if there is none, or an item is malformed, or there are too few for the examples.

@@ -37,7 +37,9 @@ def watched(stages: Sequence[Stage], notes: list[str]) -> tuple[list[TaskChart],
         notes.append(f"Of {number(len(tasks))} tasks asked while it trained, the first {CHARTS} are drawn.")
     charts, drawn = [], []
     for place, task in enumerate(tasks[:CHARTS]):
-        rows = [[(row["step"], asked) for row in stage.evals if (asked := _asked(row, task))] for stage in trained]
+        rows = [
+            [(row["step"], asked) for row in stage.evals if (asked := _asked(row, task))] for stage in trained
+        ]
         of_all = [asked for of_stage in rows for _, asked in of_stage]
         if of_all:
             title, chance = plain(task).replace("_", " "), of_all[-1]["chance"]
@@ -82,7 +84,7 @@ def _in_words(title: str, asked: Sequence[Row]) -> str:
     left_out = last.get("left_out")
     removed = f"; {number(left_out)} items of the training text are left out" if left_out else ""
     return (
-        f"{title}: from {percent(first['accuracy'])} at first to {percent(last['accuracy'])} at last, between "
-        f"{percent(last['low'])} and {percent(last['high'])} of {number(last['n'])} items; "
+        f"{title}: from {percent(first['accuracy'])} at first to {percent(last['accuracy'])} at last, "
+        f"between {percent(last['low'])} and {percent(last['high'])} of {number(last['n'])} items; "
         f"chance {percent(last['chance'])}{removed}."
     )

@@ -68,10 +68,9 @@ def to_read(result: Row, notes: list[str]) -> list[dict[str, Any]]:
     tasks = mapping(result.get("tasks"))
     for name, task in tasks.items():
         chosen = mapping(mapping(task).get("to_read"))
+        lists = [(kind, chosen.get(kind)) for kind in ("worst", "best")]
         items = [
-            _item(mapping(item), kind)
-            for kind in ("worst", "best")
-            for item in (chosen.get(kind) if isinstance(chosen.get(kind), list) else [])
+            _item(mapping(item), kind) for kind, found in lists if isinstance(found, list) for item in found
         ][:left]
         left -= len(items)
         if items:

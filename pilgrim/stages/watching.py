@@ -43,7 +43,14 @@ class Watching:
     """The looks at one stage's model, from its first step to its last."""
 
     def __init__(
-        self, journey: Journey, tokenizer: Tokenizer, log: RunLog, stage: Path, steps: int, every: int, chat: bool
+        self,
+        journey: Journey,
+        tokenizer: Tokenizer,
+        log: RunLog,
+        stage: Path,
+        steps: int,
+        every: int,
+        chat: bool,
     ) -> None:
         """`stage` is the stage's folder. It makes `steps` steps and evaluates every `every` of them; `chat`:
         it teaches conversations, so questions are sampled, too.
@@ -107,9 +114,7 @@ class Watching:
 
     def _due(self, step: int) -> bool:
         settings = self.journey.recipe.eval
-        return bool(settings.watch) and (
-            step == self.steps or step // self.every % settings.watch_every == 0
-        )
+        return bool(settings.watch) and (step == self.steps or step // self.every % settings.watch_every == 0)
 
     def _chosen(self, step: int) -> list[Exam]:
         """What is asked at this step: the same items every time, and all of them at the end if so wished."""
@@ -144,7 +149,7 @@ class Watching:
             places = [place for place in exam.places if exam.items[place].line not in read]
             if not places:
                 raise DataError(
-                    f"{exam.task.name}: all {exam.asked} items are in the training text, so none is left to ask; "
+                    f"{exam.task.name}: all {exam.asked} items are in the training text, so none is left; "
                     "take it out of eval.watch"
                 )
             clean.append(exam.only(places))

@@ -1,4 +1,4 @@
-"""Accuracy while it trains: rows with errors, the same items every time, none that was read, and no run lost."""
+"""Accuracy while it trains: with its error, the same items every time, none that was read, no run lost."""
 
 import json
 from collections.abc import Callable
@@ -68,7 +68,9 @@ def looking(run: Path, log: Path, **settings: Any) -> Watching:
     recipe = build(Recipe, load_toml(run / "recipe.toml"), "")
     recipe = recipe.model_copy(update={"eval": recipe.eval.model_copy(update=settings)})
     journey = Journey(recipe, run, machine.start(recipe.runtime, recipe.seed), Console(quiet=True))
-    return Watching(journey, Tokenizer.load(run / "tokenizer"), RunLog(log), log, steps=12, every=3, chat=True)
+    return Watching(
+        journey, Tokenizer.load(run / "tokenizer"), RunLog(log), log, steps=12, every=3, chat=True
+    )
 
 
 def test_when_it_is_asked(run: Path, tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def small_memory(model: nn.Module, limits: dict[str, int]) -> None:
         if inputs[0].shape[0] * inputs[0].shape[1] > limits["tokens"]:
             raise torch.OutOfMemoryError("out of memory")
 
-    model.model.layers[0].register_forward_pre_hook(refuse)  # type: ignore[union-attr,index,operator]
+    model.model.layers[0].register_forward_pre_hook(refuse)  # type: ignore[union-attr,index]
 
 
 @pytest.mark.parametrize(("tokens", "attempts"), [(1100, 1), (20, 2)])
@@ -157,7 +159,11 @@ def test_scores_without_what_was_read(run: Path, pilgrim: Pilgrim) -> None:
     recipe = build(Recipe, load_toml(run / "recipe.toml"), "")
     stories = [json.loads(line)["text"] for line in Path(recipe.data.train[0]).read_text().splitlines()]
     rows = [
-        {"query": " ".join(story.split()[:20]), "choices": [" ".join(story.split()[20:24]), "not this"], "gold": 0}
+        {
+            "query": " ".join(story.split()[:20]),
+            "choices": [" ".join(story.split()[20:24]), "not this"],
+            "gold": 0,
+        }
         for story in stories[:3]
     ]
     new = "A question that nobody can ever have written down before, as it was made for this"
@@ -185,5 +191,5 @@ def test_tasks_that_cannot_be_watched(run: Path, walk: Walk, tmp_path: Path) -> 
     with pytest.raises(SettingsError, match=r"arc_eezy is no task; did you mean arc_easy\?"):
         walk(tmp_path, 'eval.watch=["arc_eezy"]')
     model = load_model(run / "sft")
-    with pytest.raises(DataError, match="has no file of jeopardy, which eval.watch names; take it out"):
+    with pytest.raises(DataError, match=r"has no file of jeopardy, which eval\.watch names; take it out"):
         looking(run, tmp_path, watch=("copa", "jeopardy")).look(model, 0)

@@ -19,7 +19,8 @@ def some_documents(count: int, seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
 def test_by_hand() -> None:
     found = bits(np.array([math.log(2) * 10, math.log(2) * 30]), np.array([10, 10]))
     assert found is not None
-    assert (found.bpb, found.bytes, found.documents) == (pytest.approx(2), 20, 2)
+    assert (found.bytes, found.documents) == (20, 2)
+    assert found.bpb == pytest.approx(2)
     # Residuals -10 and +10 bits; sqrt(2 / 1 * 200) / 20
     assert found.standard_error == pytest.approx(1.0)
     assert found.nats == pytest.approx(40 * math.log(2))
@@ -52,6 +53,6 @@ def test_sources_add_up() -> None:
 
 def test_one_document_and_none() -> None:
     one = bits(np.array([7.0]), np.array([10]))
-    assert one == Bits(pytest.approx(7 / 10 / math.log(2)), None, 10, 1)
+    assert one == Bits(7 / 10 / math.log(2), None, 10, 1)
     assert bits(np.zeros(3), np.zeros(3, np.int64)) is None
     assert as_json(by_source(["a"], np.zeros(1, np.int32), np.array([0.0]), np.array([0]))) == {}

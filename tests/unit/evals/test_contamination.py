@@ -3,6 +3,7 @@
 import random
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,7 +68,7 @@ def test_it_finds_what_is_found_word_by_word(made: tuple[list[Item], list[str]])
 def test_hashes_that_collide_change_nothing(made: tuple[list[Item], list[str]]) -> None:
     items, documents = made
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contamination, "FACTOR", contamination.np.uint64(0))  # only the last word counts
+        patch.setattr(contamination, "FACTOR", np.uint64(0))  # only the last word counts
         patch.setattr(contamination, "WORDS_AT_ONCE", 10)
         patch.setattr(contamination, "KNOWN_SPELLINGS", 2)
         assert overlaps({"some": items}, documents)["some"] == slow(items, documents)
@@ -120,5 +121,12 @@ def test_files_are_kept_apart() -> None:
 
 
 def test_words() -> None:
-    assert words("“Don't!” — she SAID…\n(twice_over) Ça va") == ["dont", "she", "said", "twiceover", "ça", "va"]
+    assert words("“Don't!” — she SAID…\n(twice_over) Ça va") == [
+        "dont",
+        "she",
+        "said",
+        "twiceover",
+        "ça",
+        "va",
+    ]
     assert re.fullmatch(r"\w+", words("x_y")[0])

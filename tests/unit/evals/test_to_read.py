@@ -49,7 +49,13 @@ def test_options_of_a_schema_and_long_texts() -> None:
 
 
 def task(right: list[bool], sha256: str, chance: float = 0.5) -> dict[str, Any]:
-    return {"right": right, "lines": list(range(1, len(right) + 1)), "sha256": sha256, "chance": chance, "n": len(right)}
+    return {
+        "right": right,
+        "lines": list(range(1, len(right) + 1)),
+        "sha256": sha256,
+        "chance": chance,
+        "n": len(right),
+    }
 
 
 def test_what_is_clean_is_scored_apart() -> None:

@@ -204,6 +204,7 @@ def test_questions_whose_answers_are_spoiled(run: Path) -> None:
     write_object(run / "evaluate" / "core.json", {"tasks": None})
     assert "Questions with known answers" not in report(run).text
 
+
 # Accuracy while it trains, sources, contamination, items to read
 
 WATCHED = {"accuracy": 0.275, "low": 0.161, "high": 0.428, "n": 40, "chance": 0.25, "left_out": 3}
@@ -245,7 +246,10 @@ def test_bits_per_byte_by_source(run: Path) -> None:
     parts = {"stories": source(0.9, 0.012), "letters": source(1.4321, None)}
     result = {"pretrain": {"bpb": 0.943, "sources": {}}, "sft": {"bpb": 1.0, "sources": parts}}
     write_object(run / "evaluate" / "result.json", {"bpb": result})
-    files = {"mine.txt": source(2.5, None) | {"sources": {"mine": source(2.5, None)}}, "b": {"sources": parts}}
+    files = {
+        "mine.txt": source(2.5, None) | {"sources": {"mine": source(2.5, None)}},
+        "b": {"sources": parts},
+    }
     write_object(run / "evaluate" / "text.json", {"stage": "sft", "files": files})
     text = " ".join(report(run).text.split())
     assert "stories71,500– ± –0.9000 ± 0.0120" in text
@@ -280,11 +284,20 @@ def test_what_was_in_the_training_text_and_items_to_read(run: Path) -> None:
 
 
 def test_evaluations_that_are_spoiled(run: Path) -> None:
-    rows = [{"step": 4, "watch": {ATTACK: WATCHED, "b": 3, "c": {"accuracy": "nan"}}}, {"watch": []}]
+    rows: list[Row] = [
+        {"step": 4, "watch": {ATTACK: WATCHED, "b": 3, "c": {"accuracy": "nan"}}},
+        {"watch": []},
+    ]
     write_rows(run / "pretrain" / "evals.jsonl", rows)
-    task = {"contamination": 3, "clean": "no", "to_read": {"best": 1, "worst": [3, {"options": [ATTACK], "gold": ATTACK}]}}
+    task = {
+        "contamination": 3,
+        "clean": "no",
+        "to_read": {"best": 1, "worst": [3, {"options": [ATTACK], "gold": ATTACK}]},
+    }
     write_object(run / "evaluate" / "core.json", {"tasks": {ATTACK: task, "x": 1}})
-    write_object(run / "evaluate" / "text.json", {"files": {ATTACK: {"bpb": ATTACK, "sources": {ATTACK: 1, "b": {}}}}})
+    write_object(
+        run / "evaluate" / "text.json", {"files": {ATTACK: {"bpb": ATTACK, "sources": {ATTACK: 1, "b": {}}}}}
+    )
     spoiled = {"bpb": {ATTACK: {"sources": {ATTACK: {"bpb": ATTACK}, "b": None}}}}
     write_object(run / "evaluate" / "result.json", spoiled)
     page = report(run)
