@@ -37,7 +37,7 @@ from pilgrim.stages.journey import Journey, only_writer, run_journey
 from pilgrim.stages.recipe import TRAINED, Recipe, load_recipe
 from pilgrim.stages.shards import run_tokenizer
 from pilgrim.stages.training import ATTENTION, Plan, assemble
-from pilgrim.train.loop import State, load_weights
+from pilgrim.train.keeping import State, load_weights
 
 GENERATE = "generate"
 # How often a step is made beside the profiled ones: plain ones before and after, and three in eager mode.

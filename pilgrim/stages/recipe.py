@@ -22,7 +22,7 @@ from pilgrim.model.count import parameters
 from pilgrim.optim import scaling
 from pilgrim.optim.groups import OptimSettings
 from pilgrim.train.grow import GrowSettings, mean_tokens
-from pilgrim.train.loop import TrainSettings
+from pilgrim.train.settings import TrainSettings
 
 T = TypeVar("T", bound=TrainSettings)
 

@@ -26,7 +26,9 @@ from pilgrim.stages.shards import bits_by_source, run_tokenizer, token_set
 from pilgrim.stages.speed import shares_of_peak
 from pilgrim.stages.watching import Watching
 from pilgrim.train.fit import MicroBatch
-from pilgrim.train.loop import Loop, Parts, TrainSettings, load_weights
+from pilgrim.train.keeping import load_weights
+from pilgrim.train.loop import Loop, Parts
+from pilgrim.train.settings import TrainSettings
 from pilgrim.train.step import compiled_token_losses
 from pilgrim.train.validation import ByDocument, validate
 

@@ -15,83 +15,34 @@ only now and then.
 
 import math
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import torch
-from pydantic import Field
-from torch import Tensor
 from torch.profiler import record_function
 
 from pilgrim.core.checkpoint import LATEST, CheckpointStore
 from pilgrim.core.compiling import keep_compiled
-from pilgrim.core.config import Settings
 from pilgrim.core.console import Console
-from pilgrim.core.errors import ChangedRecipe, PilgrimError
 from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.core.runtime import Runtime
-from pilgrim.data.loader import Batch, Position, Rows
+from pilgrim.data.loader import Batch, Rows
 from pilgrim.data.prefetch import Prefetch
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim import schedule
 from pilgrim.optim.groups import Optimizers, OptimSettings
-from pilgrim.train.fit import MicroBatch, blank, measure, too_little
-from pilgrim.train.grow import GrowSettings, Phase, grown_batches, grown_windows, phase_at, phases
-from pilgrim.train.step import StepResult, TokenLosses, accumulate
+from pilgrim.train.fit import MicroBatch, blank, too_little
+from pilgrim.train.gradients import Gradients
+from pilgrim.train.grow import grown_batches, phase_at, phases
+from pilgrim.train.health import NonFiniteLoss
+from pilgrim.train.keeping import State, keep, put_back
+from pilgrim.train.settings import TrainSettings
+from pilgrim.train.step import StepResult, TokenLosses
+from pilgrim.train.stopping import stop_asked
 
 LOOK_EVERY = 10  # steps between looks at the losses: each look waits for the device
-
-
-class TrainSettings(Settings):
-    """What every trained stage has: `[pretrain]`, `[midtrain]`, `[sft]`."""
-
-    steps: int | None = Field(None, ge=1, description="updates of the weights")
-    rows: int | None = Field(None, ge=1, description="rows per step, over all microbatches")
-    micro_rows: int | None = Field(
-        None, ge=1, description="rows per microbatch; left out: measured on a GPU, else up to 16,384 tokens"
-    )
-    eval_every: int = Field(100, ge=1, description="steps between evaluations; one is made at the end too")
-    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints")
-    lr_scale: float = Field(1.0, gt=0, description="times the peak learning rates of [optim]")
-    warmup: int = Field(5, ge=0, description="steps over which the learning rates rise")
-    decay: float = Field(0.65, ge=0, le=1, description="share of the run over which they fall again")
-    final_lr: float = Field(0.05, ge=0, le=1, description="what they fall to, as a share of the peak")
-    decay_shape: schedule.Shape = Field("linear", description="how they fall")
-    grow: GrowSettings | None = Field(None, description="shorter rows and smaller batches in the beginning")
-
-    def contradiction(self, stage: str) -> str | None:
-        """What can't be true together, in one sentence that names the stage; None if nothing is wrong."""
-        if self.grow and (what := self.grow.contradiction(f"{stage}.grow")):
-            return what
-        grown = [rows for _, rows in (self.grow and self.grow.rows) or ()]
-        if self.rows and grown and grown[-1] != self.rows:
-            return (
-                f"{stage}.grow.rows ends with {grown[-1]}, but {stage}.rows = {self.rows}; "
-                f"leave {stage}.rows out, or make the two the same"
-            )
-        for rows in [*grown, self.rows]:
-            if rows and self.micro_rows and rows % self.micro_rows:
-                return (
-                    f"{stage}.micro_rows = {self.micro_rows} must divide {stage}.rows = {rows}; "
-                    f"try {math.gcd(rows, self.micro_rows)}"
-                )
-        if self.steps and self.warmup >= self.steps:
-            return (
-                f"{stage}.warmup = {self.warmup} must be less than {stage}.steps = {self.steps}; "
-                f"try {self.steps // 10}"
-            )
-        return None
-
-
-class NonFiniteLoss(PilgrimError):
-    """Training diverged; the last good checkpoint is kept."""
 
 
 @dataclass(frozen=True)
@@ -114,20 +65,6 @@ class Parts:
 
 
 @dataclass
-class State:
-    """Where a stage is. Plain values: saved with every checkpoint as JSON."""
-
-    step: int = 0  # updates made
-    tokens: int = 0  # tokens trained on, padding not counted
-    position: Position | None = None  # of the loader
-    micro_tokens: int | None = None  # of a microbatch, where it was measured or halved (train/fit.py)
-    micro_rows: int | None = None  # what the recipe said about it then
-    data_wait_s: float = 0.0  # seconds spent waiting for batches, over all resumptions
-    train_s: float = 0.0  # seconds spent in steps, over all resumptions
-    elapsed_s: float = 0.0  # seconds spent on all of it, evaluations too, over all resumptions
-
-
-@dataclass
 class Window:
     """What happened since the losses were last looked at."""
 
@@ -147,6 +84,9 @@ class Loop:
         self.store = CheckpointStore(parts.folder / "checkpoints")
         self.state = State()
         self.window = Window()
+        self.gradients = Gradients(
+            parts.model, parts.losses, parts.micro, parts.runtime, parts.log, parts.console
+        )
         self.saved: tuple[int, Path] | None = None  # the newest checkpoint: its step and its folder
         self.began_s = time.perf_counter()
 
@@ -200,10 +140,12 @@ class Loop:
                 f"then seconds, as it is kept in {keep_compiled()}"
             )
         if parts.runtime.device.type == "cuda" and parts.micro.given is None and parts.micro.tokens is None:
-            self._fit(max(coming, key=lambda phase: (phase.context, phase.rows)))
+            largest = max(coming, key=lambda phase: (phase.context, phase.rows))
+            self.gradients.fit(largest, parts.optimizers.missing_bytes())
         if parts.runtime.compile:
             for phase in {(phase.rows, phase.context, phase.window): phase for phase in coming}.values():
-                self._gradients(blank(parts.micro.rows(phase.rows, phase.context), phase.context), phase)
+                few = blank(parts.micro.rows(phase.rows, phase.context), phase.context)
+                self.gradients.of(few, phase, self.state.step)
             parts.optimizers.rehearse()
             parts.log.event("compiled", elapsed_s=time.perf_counter() - began_s)
 
@@ -224,7 +166,7 @@ class Loop:
         momentum = schedule.momentum(
             state.step, parts.optim.momentum_start, parts.optim.momentum, parts.optim.momentum_warmup
         )
-        result = self._gradients(batch, phase)
+        result = self.gradients.of(batch, phase, state.step)
         with record_function("pilgrim.optimizer"):
             try:
                 parts.optimizers.step(multiplier, momentum)
@@ -236,55 +178,6 @@ class Loop:
         self.window.tokens += tokens
         measured = {"learning_rate": parts.optim.matrix_lr * multiplier, "tokens": state.tokens}
         self.window.rows.append((state.step, measured, result))
-
-    def _gradients(self, batch: Batch, phase: Phase) -> StepResult:
-        """Forward and backward, again in smaller parts as long as memory does not suffice."""
-        while (result := self._tried(batch, phase)) is None:
-            self._shrink(phase)
-        return result
-
-    def _tried(self, batch: Batch, phase: Phase) -> StepResult | None:
-        """None if memory did not suffice.
-
-        It is dealt with outside of here: the error holds on to the frames that it passed through, and with
-        them to all that they had computed.
-        """
-        parts = self.parts
-        micro_rows = parts.micro.rows(phase.rows, phase.context)
-        try:
-            with grown_windows(parts.model, phase):
-                return accumulate(parts.model, batch, micro_rows, parts.losses, parts.runtime)
-        except torch.OutOfMemoryError:
-            return None
-
-    def _shrink(self, phase: Phase) -> None:
-        """Give back what the failed attempt has left, and halve the microbatch."""
-        parts, before = self.parts, self.parts.micro.rows(phase.rows, phase.context)
-        parts.model.zero_grad(set_to_none=True)
-        if parts.runtime.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if not parts.micro.halve(phase.rows, phase.context):
-            raise too_little(f"one row of {phase.context} tokens is too much")
-        now = parts.micro.rows(phase.rows, phase.context)
-        parts.log.event("out_of_memory", step=self.state.step, micro_rows=before, now=now)
-        parts.console.say(
-            f"out of memory with {before} rows at once: goes on with {now}, which gives the same gradients"
-        )
-
-    def _fit(self, largest: Phase) -> None:
-        """Measure how many rows fit, before hours are lost; raises OutOfMemory if not even one does."""
-        parts = self.parts
-        found = measure(
-            parts.model,
-            parts.losses,
-            parts.runtime,
-            parts.optimizers.missing_bytes(),
-            largest.rows,
-            largest.context,
-        )
-        parts.micro.tokens = found.rows * largest.context
-        parts.log.event("fit", context=largest.context, **asdict(found))
-        parts.console.say(str(found))
 
     def _look(self) -> dict[str, float]:
         """Write the window's rows; stop if a loss is not finite. The only place that waits for the device."""
@@ -347,11 +240,9 @@ class Loop:
         self.parts.log.evaluation(state.step, **measures)  # last: what is on record is not done again
 
     def _save(self) -> None:
-        self.state.micro_tokens, self.state.micro_rows = self.parts.micro.tokens, self.parts.micro.given
-        self.state.elapsed_s = time.perf_counter() - self.began_s
-        tensors = {"model": self.parts.model.weights(), "optimizer": self.parts.optimizers.tensors()}
-        state = {**asdict(self.state), "model_config": self.parts.model.config.model_dump()}
-        self.saved = self.state.step, self.store.save(self.state.step, tensors, state)
+        parts, self.state.elapsed_s = self.parts, time.perf_counter() - self.began_s
+        folder = keep(self.store, self.state, parts.model, parts.optimizers, parts.micro)
+        self.saved = self.state.step, folder
 
     def _resume(self) -> State:
         parts = self.parts
@@ -366,63 +257,9 @@ class Loop:
             parts.log.event("start", steps=parts.settings.steps)
             return self.state
         self.saved = found.step, found.folder
-        load_weights(parts.model, found.tensors["model"], found.state["model_config"], found.folder)
-        parts.optimizers.load(found.tensors["optimizer"])
-        self.state = State(**{k: v for k, v in found.state.items() if k != "model_config"})
-        if self.state.micro_rows == parts.micro.given:  # else the recipe's new word counts
-            parts.micro.tokens = self.state.micro_tokens
+        self.state = put_back(found, parts.model, parts.optimizers, parts.micro)
         self.began_s -= self.state.elapsed_s  # as if there had been no interruption
         parts.log.rewind(found.step)
         parts.log.event("resume", step=found.step)
         parts.console.say(f"goes on from step {found.step} of {parts.settings.steps}")
         return self.state
-
-
-def load_weights(
-    model: Transformer, weights: Mapping[str, Tensor], config: Mapping[str, Any], place: Path
-) -> None:
-    """Give `model` the weights found at `place`, of a network whose settings were `config`.
-
-    Raises ChangedRecipe if that network had another shape.
-    """
-    if _shapes(weights) != _shapes(model.weights()):
-        now = model.config.model_dump()
-        changes = [f"{key}: {config.get(key)} -> {now[key]}" for key in now if config.get(key) != now[key]]
-        raise ChangedRecipe(
-            f"{place}: the weights there are of a model of another shape ({', '.join(changes)}), and what "
-            "is trained keeps its shape; go back to it, or give this run another name with name=…"
-        )
-    model.load_weights(weights)
-
-
-def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(weight.shape) for name, weight in weights.items()}
-
-
-@contextmanager
-def stop_asked() -> Iterator[Callable[[], bool]]:
-    """While inside, SIGINT and SIGTERM only raise a flag, to be read at the end of a step.
-
-    A second signal does what it always did, at once. A signal that is ignored (nohup, a shell's `&`) stays
-    so. Outside the main thread, where no handler can be set, the flag never rises.
-    """
-    asked = False
-    here = threading.current_thread() is threading.main_thread()
-    found = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if here else {}
-    before = {s: handler for s, handler in found.items() if handler not in (signal.SIG_IGN, None)}
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield lambda: asked
-    finally:
-        restore()

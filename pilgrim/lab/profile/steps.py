@@ -25,7 +25,8 @@ from pilgrim.infer.sampling import Sampling
 from pilgrim.model.count import flops_needed, kv_cache_bytes
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.grow import phase_at
-from pilgrim.train.loop import Loop, Parts, State
+from pilgrim.train.keeping import State
+from pilgrim.train.loop import Loop, Parts
 
 
 @dataclass(frozen=True)

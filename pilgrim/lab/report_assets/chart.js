@@ -248,7 +248,7 @@ class Chart {
     if (this.spec.chance !== undefined) {
       const y = this.toY(this.spec.chance), right = EDGE.left + this.inner;
       svg("line", { class: "chance", x1: EDGE.left, x2: right, y1: y, y2: y }, group);
-      svg("text", { class: "tick", x: right, y: y - 4, "text-anchor": "end" }, group, "chance");
+      svg("text", { class: "tick over", x: right, y: y - 4, "text-anchor": "end" }, group, "chance");
     }
     for (const kind of ["raw", "line", "points", "dots"])
       for (const series of this.shown().filter((each) => each.kind === kind)) {

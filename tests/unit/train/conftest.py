@@ -19,8 +19,9 @@ from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers, OptimSettings
 from pilgrim.train.fit import MicroBatch
-from pilgrim.train.loop import Parts, TrainSettings
+from pilgrim.train.loop import Parts
 from pilgrim.train.losses import token_losses
+from pilgrim.train.settings import TrainSettings
 from pilgrim.train.validation import validate
 
 VOCABULARY, CONTEXT, END = 31, 16, 0

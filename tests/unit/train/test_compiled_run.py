@@ -22,7 +22,8 @@ from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers, OptimSettings
 from pilgrim.train.fit import MicroBatch
 from pilgrim.train.grow import GrowSettings, grown_batches
-from pilgrim.train.loop import Loop, Parts, TrainSettings
+from pilgrim.train.loop import Loop, Parts
+from pilgrim.train.settings import TrainSettings
 from pilgrim.train.step import compiled_token_losses
 from pilgrim.train.validation import validate
 

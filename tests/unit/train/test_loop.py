@@ -21,9 +21,13 @@ from pilgrim.core.runlog import read_rows
 from pilgrim.data.loader import Batch, Position, Rows
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim import schedule
-from pilgrim.train.loop import Loop, NonFiniteLoss, Parts, State, TrainSettings, stop_asked
+from pilgrim.train.health import NonFiniteLoss
+from pilgrim.train.keeping import State
+from pilgrim.train.loop import Loop, Parts
 from pilgrim.train.losses import Losses
+from pilgrim.train.settings import TrainSettings
 from pilgrim.train.step import TokenLosses
+from pilgrim.train.stopping import stop_asked
 
 MakeParts = Callable[..., Parts]
 Evaluate = Callable[[int], dict[str, float]]

@@ -11,7 +11,8 @@ from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import Batch
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.fit import MICRO_TOKENS, MicroBatch, OutOfMemory, blank, fit, measure
-from pilgrim.train.loop import Loop, Parts, State
+from pilgrim.train.keeping import State
+from pilgrim.train.loop import Loop, Parts
 from pilgrim.train.losses import Losses, token_losses
 from pilgrim.train.step import TokenLosses, accumulate
 

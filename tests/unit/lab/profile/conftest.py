@@ -27,8 +27,10 @@ from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers, OptimSettings
 from pilgrim.train.fit import MicroBatch
-from pilgrim.train.loop import Parts, State, TrainSettings
+from pilgrim.train.keeping import State
+from pilgrim.train.loop import Parts
 from pilgrim.train.losses import token_losses
+from pilgrim.train.settings import TrainSettings
 from pilgrim.train.step import TokenLosses
 
 HOST = 1

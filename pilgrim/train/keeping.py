@@ -1,0 +1,74 @@
+"""What a checkpoint of training holds, and how it is put back.
+
+Everything that determines the future: weights, optimizer state, the loader's position, the step, and the
+size of a microbatch. Schedules are functions of the step, and random numbers have names (core/runtime.py), so
+there is nothing else to save.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pilgrim.core.checkpoint import Checkpoint, CheckpointStore
+from pilgrim.core.errors import ChangedRecipe
+from pilgrim.data.loader import Position
+from pilgrim.model.transformer import Transformer
+from pilgrim.optim.groups import Optimizers
+from pilgrim.train.fit import MicroBatch
+
+
+@dataclass
+class State:
+    """Where a stage is. Plain values: saved with every checkpoint as JSON."""
+
+    step: int = 0  # updates made
+    tokens: int = 0  # tokens trained on, padding not counted
+    position: Position | None = None  # of the loader
+    micro_tokens: int | None = None  # of a microbatch, where it was measured or halved (train/fit.py)
+    micro_rows: int | None = None  # what the recipe said about it then
+    data_wait_s: float = 0.0  # seconds spent waiting for batches, over all resumptions
+    train_s: float = 0.0  # seconds spent in steps, over all resumptions
+    elapsed_s: float = 0.0  # seconds spent on all of it, evaluations too, over all resumptions
+
+
+def keep(
+    store: CheckpointStore, state: State, model: Transformer, optimizers: Optimizers, micro: MicroBatch
+) -> Path:
+    """Save all of it as the checkpoint of `state.step`; returns the folder."""
+    state.micro_tokens, state.micro_rows = micro.tokens, micro.given
+    tensors = {"model": model.weights(), "optimizer": optimizers.tensors()}
+    return store.save(state.step, tensors, {**asdict(state), "model_config": model.config.model_dump()})
+
+
+def put_back(found: Checkpoint, model: Transformer, optimizers: Optimizers, micro: MicroBatch) -> State:
+    """Load what `keep` has saved. Raises ChangedRecipe if it is of another network or another format."""
+    load_weights(model, found.tensors["model"], found.state["model_config"], found.folder)
+    optimizers.load(found.tensors["optimizer"])
+    state = State(**{k: v for k, v in found.state.items() if k != "model_config"})
+    if state.micro_rows == micro.given:  # else the recipe's new word counts
+        micro.tokens = state.micro_tokens
+    return state
+
+
+def load_weights(
+    model: Transformer, weights: Mapping[str, Tensor], config: Mapping[str, Any], place: Path
+) -> None:
+    """Give `model` the weights found at `place`, of a network whose settings were `config`.
+
+    Raises ChangedRecipe if that network had another shape.
+    """
+    if _shapes(weights) != _shapes(model.weights()):
+        now = model.config.model_dump()
+        changes = [f"{key}: {config.get(key)} -> {now[key]}" for key in now if config.get(key) != now[key]]
+        raise ChangedRecipe(
+            f"{place}: the weights there are of a model of another shape ({', '.join(changes)}), and what "
+            "is trained keeps its shape; go back to it, or give this run another name with name=…"
+        )
+    model.load_weights(weights)
+
+
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights.items()}
