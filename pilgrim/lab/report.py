@@ -19,8 +19,8 @@ from jinja2.utils import htmlsafe_json_dumps
 
 from pilgrim.core.files import write_atomic
 from pilgrim.lab import report_accuracy as accuracy
-from pilgrim.lab import report_answers as answers
 from pilgrim.lab import report_charts as charts
+from pilgrim.lab import report_core
 from pilgrim.lab import report_origin as origin
 from pilgrim.lab import report_sections as sections
 from pilgrim.lab.report_run import all_done, mapping, read_object, read_recipe, read_stages, total_seconds
@@ -71,8 +71,8 @@ def render(run_folder: Path) -> str:
         "behaviours": sections.behaviours(mapping(result.get("behaviour"))),
         "sources": sections.sources(mapping(result.get("bpb"))),
         "texts": sections.texts(read_object(run_folder / "evaluate" / "text.json")),
-        "known_answers": answers.known_answers(core),
-        "to_read": answers.to_read(core, notes),
+        "known_answers": report_core.known_answers(core),
+        "to_read": report_core.to_read(core, notes),
         "examples": sections.examples(result.get("examples"), notes),
         "recipe": highlight_toml(shortened(recipe_text, RECIPE_CHARACTERS)),
         "provenance": origin.facts(provenance),

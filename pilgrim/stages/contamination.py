@@ -14,6 +14,7 @@ from typing import Any
 from pilgrim.core.files import read_json, write_atomic
 from pilgrim.data.shards import TokenSet
 from pilgrim.evals.contamination import RULE, Overlap, overlaps
+from pilgrim.evals.core import Exam
 from pilgrim.evals.items import Item
 from pilgrim.stages.journey import Journey
 from pilgrim.stages.shards import run_tokenizer, token_set
@@ -48,6 +49,13 @@ def in_training_text(
     return {digest: known[digest] for digest in files}
 
 
+def overlaps_of(journey: Journey, exams: Sequence[Exam]) -> dict[str, Overlap]:
+    """The same for all items of these exams, with a bar for the person who waits."""
+    documents = sum(tokens.documents for tokens in training_sets(journey))
+    with journey.console.progress(documents, "training documents") as progress:
+        return in_training_text(journey, {exam.sha256: exam.items for exam in exams}, progress.advance)
+
+
 def training_sets(journey: Journey) -> list[TokenSet]:
     """All that a run learns from."""
     recipe = journey.recipe
@@ -78,3 +86,22 @@ def _known(journey: Journey, hashes: Mapping[str, str]) -> dict[str, Overlap]:
         digest: Overlap(*(set(found[name]) for name in ("whole", "overlapping", "too_short")))
         for digest, found in kept["files_of_items"].items()
     }
+
+
+def overlap_lines(result: Mapping[str, Any]) -> list[str]:
+    """What was found, for a person; `result` is that of `with_clean`, or has nothing to say."""
+    if "rule" not in result:
+        return []
+    found = {name: task for name, task in result["tasks"].items() if task["contamination"]["overlapping"]}
+    lines = [] if found else [f"no item is in the training text ({result['rule']})"]
+    for name, task in found.items():
+        counts, clean = task["contamination"], task["clean"]
+        line = f"{name}: {counts['overlapping']:,} of {task['n']:,} items overlap the training text"
+        line += f" ({counts['whole']:,} whole); the others: " if counts["whole"] else "; the others: "
+        accuracy = f"{clean['accuracy']:.1%} ± {clean['standard_error']:.1%}" if clean else "none"
+        lines.append(line + accuracy)
+    if found and (clean := result["clean"]):
+        lines.append(
+            f"without them, over {clean['tasks']} tasks: {clean['score']:.4f} ± {clean['standard_error']:.4f}"
+        )
+    return lines

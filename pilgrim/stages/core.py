@@ -5,7 +5,7 @@ item's answer goes to RUN/evaluate/core.json, so that a later comparison can pai
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from pilgrim.core.errors import PilgrimError
 from pilgrim.core.files import read_json, write_atomic
 from pilgrim.evals.clean import with_clean
 from pilgrim.evals.compare import compare
-from pilgrim.evals.contamination import Overlap
-from pilgrim.evals.core import Exam, evaluate, read_exams
+from pilgrim.evals.core import evaluate, read_exams
 from pilgrim.evals.core_tasks import BUNDLED, find_folder
 from pilgrim.evals.statistics import Z95
 from pilgrim.infer.load import load_engine, newest_stage
-from pilgrim.stages.contamination import in_training_text, training_sets
+from pilgrim.stages.contamination import overlap_lines, overlaps_of
 from pilgrim.stages.journey import Journey, only_writer, refuse_older
 from pilgrim.stages.recipe import Recipe
 from pilgrim.text.tokenizer import Tokenizer
@@ -52,10 +51,11 @@ def evaluate_core(
             folder / stage, tokenizer, journey.runtime, on_damage=refuse_older(journey, stage)
         )
         journey.console.stage("core", "questions with known answers, many tasks")
+        overlaps = overlaps_of(journey, exams) if contamination else None
         with journey.console.progress(sum(exam.asked for exam in exams), "items") as progress:
             found = evaluate(engine, tokenizer, exams, progress.advance)
-        if contamination:
-            found = with_clean(found, _overlaps(journey, exams))
+        if overlaps is not None:
+            found = with_clean(found, overlaps)
         result = {
             "stage": stage,
             "data": "bundled" if data == BUNDLED else str(data),
@@ -68,13 +68,6 @@ def evaluate_core(
     for line in table(result):
         journey.console.say(line)
     return result
-
-
-def _overlaps(journey: Journey, exams: Sequence[Exam]) -> dict[str, Overlap]:
-    """What of the items is in the training text, by the SHA-256 of their files; read if not known yet."""
-    documents = sum(tokens.documents for tokens in training_sets(journey))
-    with journey.console.progress(documents, "training documents read") as progress:
-        return in_training_text(journey, {exam.sha256: exam.items for exam in exams}, progress.advance)
 
 
 def table(result: Mapping[str, Any]) -> list[str]:
@@ -97,25 +90,6 @@ def table(result: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{cut:,} of {asked:,} prompts were longer than the context of {result['context']} tokens "
             "and lost their beginning"
-        )
-    return lines
-
-
-def overlap_lines(result: Mapping[str, Any]) -> list[str]:
-    """What was found in the training text, and the scores without it; nothing if it was not looked for."""
-    if "rule" not in result:
-        return []
-    found = {name: task for name, task in result["tasks"].items() if task["contamination"]["overlapping"]}
-    lines = [] if found else [f"no item is in the training text ({result['rule']})"]
-    for name, task in found.items():
-        counts, clean = task["contamination"], task["clean"]
-        line = f"{name}: {counts['overlapping']:,} of {task['n']:,} items overlap the training text"
-        line += f" ({counts['whole']:,} whole); the others: " if counts["whole"] else "; the others: "
-        accuracy = f"{clean['accuracy']:.1%} ± {clean['standard_error']:.1%}" if clean else "none"
-        lines.append(line + accuracy)
-    if found and (clean := result["clean"]):
-        lines.append(
-            f"without them, over {clean['tasks']} tasks: {clean['score']:.4f} ± {clean['standard_error']:.4f}"
         )
     return lines
 
