@@ -116,6 +116,25 @@ def test_out_of_memory_costs_nothing_but_the_look(
     assert found == (enough if attempts == 1 else {})
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_full_gpu_costs_nothing_but_the_look(run: Path, tmp_path: Path) -> None:
+    """With room for a few MB only, the look fails, is told, and comes back when there is room."""
+    model = load_model(run / "sft").to("cuda")
+    watching = looking(run, tmp_path, watch=("copa",), watch_items=100)
+    watching._chosen(3)  # so that only the asking is short of memory
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**21) / total)
+    try:
+        watching.look(model, 3)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    told = {event["kind"] for event in read_rows(tmp_path / "events.jsonl")}
+    assert told == {"eval_out_of_memory"}
+    assert watching.look(model, 6)["watch"]["copa"]["n"] == 100
+
+
 def test_what_was_read_is_not_asked(walk: Walk, recipe: Path, tmp_path: Path) -> None:
     """Three items stand in the training text, one of them with its question only."""
     exams = read_exams(tasks=COPA)
