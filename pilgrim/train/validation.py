@@ -44,8 +44,8 @@ class ByDocument:
         """Count the tokens that stand for bytes; on the CPU, where sums are made in a fixed order."""
         text = bytes_bt > 0
         document_n = documents_bt[text].long().cpu()
-        self.nats_d += torch.bincount(document_n, nats_bt[text].cpu(), len(self.nats_d))
-        self.bytes_d += torch.bincount(document_n, bytes_bt[text].cpu(), len(self.bytes_d)).long()
+        self.nats_d.index_add_(0, document_n, nats_bt[text].cpu())
+        self.bytes_d.index_add_(0, document_n, bytes_bt[text].cpu())
 
 
 def validate(
