@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from pilgrim.core import runtime as machine
-from pilgrim.core.config import build, load_toml
 from pilgrim.core.console import Console
 from pilgrim.core.errors import DataError
 from pilgrim.core.files import write_json_atomic
@@ -25,8 +23,8 @@ from pilgrim.data.sources import read_documents
 from pilgrim.evals.compression import as_json, bits, by_source
 from pilgrim.infer.load import load_model, newest_stage
 from pilgrim.model.transformer import Transformer
+from pilgrim.stages.answers import open_run
 from pilgrim.stages.journey import Journey, only_writer, refuse_older
-from pilgrim.stages.recipe import Recipe
 from pilgrim.stages.shards import run_tokenizer, tokenized
 from pilgrim.text.tokenizer import Tokenizer
 from pilgrim.train.fit import MicroBatch
@@ -63,8 +61,7 @@ def evaluate_text(folder: Path, files: Sequence[Path], console: Console | None =
 
     Raises DataError for a file that can't be read or is empty, CheckpointError without a trained model.
     """
-    recipe = build(Recipe, load_toml(folder / "recipe.toml"), str(folder / "recipe.toml"))
-    journey = Journey(recipe, folder, machine.start(recipe.runtime, recipe.seed), console or Console())
+    journey = open_run(folder, console)
     for file in files:
         next(read_documents([str(file)]), None)  # a wrong name is told before minutes are spent
     with only_writer(folder):
