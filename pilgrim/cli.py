@@ -295,6 +295,7 @@ def chat(
         ("pilgrim eval try2 --suite core --compare pocket", "is it better than pocket, item by item?"),
         ("pilgrim eval --hf Qwen3-0.6B-Base --context 2048", "CORE's tasks with a public model"),
         ("pilgrim eval pocket --harness arc_easy,piqa", "tasks of EleutherAI's harness"),
+        ("pilgrim eval pocket --text letters.txt --text wiki.jsonl.zst", "bits per byte of any text"),
     ),
 )
 @guarded()
@@ -352,6 +353,19 @@ def eval_command(
             "pilgrim[harness], and the network for their data.",
         ),
     ] = None,
+    contamination: Annotated[
+        bool,
+        typer.Option(
+            help="Look for CORE's items in the training text, and score those that are not in it apart."
+        ),
+    ] = True,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Bits per byte of this .txt, .md, .jsonl or .jsonl.zst file instead; can be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Measure a trained model: bits per byte, behaviour in a chat, and questions with known answers.
 
@@ -365,19 +379,36 @@ def eval_command(
 
     Every accuracy has its standard error. The results are in RUN/evaluate/; with --hf, whose suites are core
     and chat, in runs/hf-NAME/evaluate/.
+
+    --text: bits per byte of files of yours, by file and source, which can be compared between tokenizers.
     """
     folder = _measured(run, hf, context)
     if harness is not None:
         from pilgrim.stages.harness import evaluate_with_harness
 
+        if suite != "all" or data is not None or fetch or compare is not None or text:
+            raise PilgrimError(
+                "--harness has prompts, data and judgement of its own, and goes with --items alone; "
+                "leave the other options out, or call twice"
+            )
+
         evaluate_with_harness(folder, hf, harness.split(","), items, context)
         return
     other = _evaluated(compare) if compare is not None else None
     from pilgrim.evals.fetch import fetch_bundle
-    from pilgrim.stages import answers, chat, core
+    from pilgrim.stages import answers, bits, chat, core
     from pilgrim.stages.evaluate import evaluate_run
     from pilgrim.stages.folder import evaluate_folder
 
+    if text:
+        if hf is not None:
+            raise PilgrimError("--text needs a run; with --hf there are the suites core and chat")
+        if suite != "all" or items is not None or data is not None or fetch or other is not None:
+            raise PilgrimError(
+                "--text measures bits per byte and nothing else; leave the other options out, or call twice"
+            )
+        bits.evaluate_text(folder, text)
+        return
     asked = ["behaviour", "core", "chat"] if suite == "all" else [suite]
     if hf is not None:
         asked = ["core"] if suite == "all" else asked
@@ -411,7 +442,7 @@ def eval_command(
         if hf is not None:
             evaluate_folder(hf, folder, one, data, items, context)
         elif one is core.CORE:
-            core.evaluate_core(folder, data, items)
+            core.evaluate_core(folder, data, items, contamination=contamination)
         elif one is chat.CHAT:
             chat.evaluate_chat(folder, data if "core" not in asked else None, items)
         else:

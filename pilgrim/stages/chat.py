@@ -52,7 +52,7 @@ def evaluate_chat(
 
 
 def one_letter(result: Mapping[str, Any]) -> list[str]:
-    """Warns of a model that always picks the same letter: its accuracy is that letter's share."""
+    """Tells of a model that picks one letter whatever it is asked: its accuracy is that letter's share."""
     told = []
     for name, task in result["tasks"].items():
         letter, times = Counter(task["answers"]).most_common(1)[0]

@@ -107,7 +107,8 @@ def logits(model: Transformer, ids: Tensor) -> Tensor:
 def test_logits_are_those_of_transformers(folder: Path) -> None:
     engine, tokenizer = load_folder(folder, CPU)
     assert (tokenizer.vocab_size, tokenizer.eot_id) == (503, 500)
-    theirs: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
+    load: Any = AutoModelForCausalLM.from_pretrained
+    theirs = load(folder).eval()
     ids = torch.randint(512, (2, CONTEXT), generator=torch.Generator().manual_seed(8))
     with torch.no_grad():
         expected, found = theirs(ids).logits, logits(engine.model, ids)
