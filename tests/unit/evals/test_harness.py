@@ -165,16 +165,32 @@ def test_items_become_the_documents_of_the_harness(bench: ModuleType) -> None:
 
 @installed
 @pytest.mark.filterwarnings("ignore")  # of the many packages behind it
+@pytest.mark.parametrize("trained", [False, True], ids=["random", "trained"])
 @pytest.mark.parametrize("number", range(6))
 def test_our_numbers_are_the_harness_s(
-    bench: ModuleType, number: int, engine: Engine, tokenizer: Tokenizer
+    bench: ModuleType, number: int, trained: bool, engine: Engine, tokenizer: Tokenizer
 ) -> None:
     name, task, document = bench.TASKS[number]
-    long = Engine(wider(engine), Runtime(torch.device("cpu"), torch.float32, compile=False, seed=1))
+    model = wider(engine)
+    if trained:
+        train(model, tokenizer)
+    long = Engine(model, Runtime(torch.device("cpu"), torch.float32, compile=False, seed=1))
     (exam,) = [exam for exam in read_exams(limit=8) if exam.task.name == name]
     found = bench.compare_task(long, tokenizer, exam, task, document)
     assert found.ours_by_sum == found.acc
     assert found.worst_nats < 1e-3
+
+
+def train(model: Transformer, tokenizer: Tokenizer) -> None:
+    """Twenty steps on the tokenizer's few words: enough to prefer some to others."""
+    ids = torch.tensor([tokenizer.encode("Question: is it so? Answer: yes. The cat sat on the mat. " * 9)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(20):
+        logits = model.logits(model(ids[:, :-1], causal_attention))
+        loss = torch.nn.functional.cross_entropy(logits[0], ids[0, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
 
 def wider(engine: Engine) -> Transformer:
