@@ -5,7 +5,12 @@
 
 That keeps `pilgrim --help` instant: importing torch alone takes seconds. Every command is wrapped in
 `guarded`, which turns what a person can mend (a PilgrimError) into one sentence and exit code 2, and Ctrl-C
-into exit code 130 with the command that goes on. Anything else is a bug of ours and keeps its traceback.
+into exit code 130 (SIGTERM: 143) with the command that goes on. Anything else is a bug of ours and keeps its
+traceback.
+
+`pilgrim run` is two things. Called by a person it is a supervisor, which starts the processes that do the work
+and starts them again when they fall (pilgrim/launch). They call the same command, and find in their environment
+that they are the ones to work.
 """
 
 import difflib
@@ -14,6 +19,7 @@ import os
 import secrets
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +27,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, ParamSpec
 
 import typer
 
-from pilgrim.core.errors import PilgrimError
+from pilgrim.core.errors import PilgrimError, Stopped
+from pilgrim.launch.worker import is_rank, speaks, working
 
 if TYPE_CHECKING:
     from pilgrim.core.runtime import Fact
@@ -72,9 +79,11 @@ def guarded(after_stop: str = "start it again with") -> Callable[[Callable[P, No
             except PilgrimError as error:
                 _complain(str(error))
                 raise typer.Exit(2) from None
-            except KeyboardInterrupt:
-                _complain(f"stopped; {after_stop}: {_this_command()}")
-                raise typer.Exit(130) from None
+            except KeyboardInterrupt as stop:
+                if speaks():
+                    _complain(f"stopped; {after_stop}: {_this_command()}")
+                number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
+                raise typer.Exit(128 + number) from None
 
         return wrapped
 
@@ -209,6 +218,16 @@ def run(
             help="Go on with a half-finished run although it was started with other settings.",
         ),
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Processes; left out: one for each GPU, or just one."),
+    ] = None,
+    tries: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Give up after N crashes in a row without a new checkpoint in between."
+        ),
+    ] = 3,
 ) -> None:
     """Walk through a recipe: from raw text to a model that chats.
 
@@ -216,11 +235,32 @@ def run(
     runs/NAME and is done when DONE.json stands in it.
 
     Stop it whenever you like (Ctrl-C, or worse): the same command goes on where it was, and ends with the
-    same model to the bit.
-    """
-    from pilgrim.stages.journey import run_journey
+    same model to the bit. After a crash it starts again by itself.
 
-    run_journey(recipe, overrides or [], only=only, until=until, accept_changes=accept_changes)
+    Exit codes: 0 done; 1 crashed, and given up; 2 something is for you to mend; 130 stopped by Ctrl-C, or 143
+    by SIGTERM, after a step, with a checkpoint. A second Ctrl-C, a second later or more, stops at once.
+    """
+    if is_rank():
+        from pilgrim.stages.journey import run_journey
+
+        with working():
+            run_journey(recipe, overrides or [], only=only, until=until, accept_changes=accept_changes)
+        return
+    from pilgrim.core.config import apply_overrides, load_toml
+    from pilgrim.launch.count import how_many
+    from pilgrim.launch.supervisor import Job, supervise
+
+    tree = apply_overrides(load_toml(recipe), overrides or [])
+    stages = [("--only", only), ("--until", until)]
+    arguments = ["run", str(recipe), *(overrides or [])]
+    arguments += [word for option, stage in stages if stage is not None for word in (option, stage)]
+    arguments += ["--accept-changes"] if accept_changes else []
+    job = Job(arguments, how_many(processes, tree), RUNS / str(tree.get("name")))
+    code = supervise(job, tries, say=_complain)
+    if code > 128:
+        _complain(f"stopped; the last checkpoint is kept; go on with: {_this_command()}")
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command(

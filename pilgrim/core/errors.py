@@ -24,3 +24,11 @@ class CheckpointError(PilgrimError):
 
 class ChangedRecipe(PilgrimError):
     """The recipe differs from the one that a half-finished run was started with."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A person or the system asked the run to stop, and it did, after a step. Not an error: nothing is lost."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number

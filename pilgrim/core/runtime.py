@@ -61,6 +61,9 @@ class RuntimeSettings(Settings):
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads; left out: as many as torch chooses"
     )
+    hang_s: float = Field(
+        default=600.0, gt=0, description="seconds without a step after which a process counts as hung, and ends"
+    )
 
 
 @dataclass(frozen=True)

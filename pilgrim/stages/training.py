@@ -12,6 +12,7 @@ from pilgrim.core import machine
 from pilgrim.core.files import read_json, write_json_atomic
 from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.core.runtime import Runtime
+from pilgrim.core.watchdog import Watchdog, stacks_file
 from pilgrim.data.loader import Batch, PackedRows, Rows, one_pass
 from pilgrim.data.shards import TokenSet
 from pilgrim.infer.engine import Engine
@@ -113,7 +114,11 @@ def train_stage(journey: Journey, plan: Plan) -> dict[str, Any]:
     """Train one stage and return its summary."""
     parts = assemble(journey, plan, plan.begin, journey.folder)
     folder = journey.stage_folder(plan.stage)
-    parts = replace(parts, shares=shares_of_peak(journey.folder, parts.model.config, journey.runtime))
+    parts = replace(
+        parts,
+        shares=shares_of_peak(journey.folder, parts.model.config, journey.runtime),
+        watchdog=Watchdog(stacks_file(journey.folder, rank=0), journey.recipe.runtime.hang_s),
+    )
     state = Loop(parts).run()
     parts.log.event("done", step=state.step)
     last = read_rows(folder / "metrics.jsonl")[-1]

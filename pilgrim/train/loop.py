@@ -26,8 +26,10 @@ from torch.profiler import record_function
 from pilgrim.core.checkpoint import LATEST, CheckpointStore
 from pilgrim.core.compiling import keep_compiled
 from pilgrim.core.console import Console
+from pilgrim.core.errors import Stopped
 from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.core.runtime import Runtime
+from pilgrim.core.watchdog import UNWATCHED, Watchdog
 from pilgrim.data.loader import Batch, Rows
 from pilgrim.data.prefetch import Prefetch
 from pilgrim.model.transformer import Transformer
@@ -62,6 +64,7 @@ class Parts:
     log: RunLog
     console: Console
     shares: Callable[[float], dict[str, float]] = lambda tokens_per_s: {}  # of the machine's peak
+    watchdog: Watchdog = UNWATCHED
 
 
 @dataclass
@@ -92,11 +95,11 @@ class Loop:
 
     def run(self) -> State:
         """Train to the end. Raises NonFiniteLoss if it diverges, OutOfMemory if memory does not suffice,
-        KeyboardInterrupt if asked to stop.
+        Stopped if asked to.
         """
         parts, settings, state = self.parts, self.parts.settings, self._resume()
         made = grown_batches(parts.rows, self.phases, state.step, state.position)
-        with Prefetch(made, parts.runtime.device) as stream:
+        with parts.watchdog.watching(), Prefetch(made, parts.runtime.device) as stream:
             self.prepare()
             with stop_asked() as stop, parts.console.progress(self.steps, "step", state.step) as progress:
                 self._evaluate_if_due()
@@ -107,21 +110,22 @@ class Loop:
                         batch, state.position = next(stream)
                     state.data_wait_s += stream.waited_s - waited_s
                     self.step(batch)
+                    parts.watchdog.alive()
                     stopping = stop()  # read once, so that it can't rise between saving and stopping
                     evaluate = state.step % settings.eval_every == 0 or state.step == self.steps
                     save = state.step % settings.checkpoint_every == 0 or evaluate or stopping
                     if save or state.step % LOOK_EVERY == 0:
                         progress.advance(len(self.window.rows), **self._look())
                     if save:
-                        self._save()
-                    if stopping:
-                        self._stop()
-                    if evaluate:
-                        self._evaluate_if_due()
-                    if save:
+                        with parts.watchdog.patient():
+                            self._save()
+                            if stopping:
+                                self._stop(stopping)
+                            if evaluate:
+                                self._evaluate_if_due()
                         self.window = Window()  # the clock of training stands still meanwhile
-                if stop():  # asked for during the last evaluation
-                    self._stop()
+                if stopping := stop():  # asked for during the last evaluation
+                    self._stop(stopping)
         state.elapsed_s = time.perf_counter() - self.began_s
         return state
 
@@ -220,9 +224,9 @@ class Loop:
             "lower the learning rates of [optim] and run again with --accept-changes"
         )
 
-    def _stop(self) -> None:
+    def _stop(self, signal_number: int) -> None:
         self.parts.log.event("stopped", step=self.state.step)
-        raise KeyboardInterrupt
+        raise Stopped(signal_number)
 
     def _evaluate_if_due(self) -> None:
         """Evaluate at step 0, every `eval_every` steps and at the end, unless that is already on record."""

@@ -1,28 +1,40 @@
-"""Being asked to stop: SIGINT (Ctrl-C) and SIGTERM raise a flag, which the loop reads between two steps."""
+"""Being asked to stop: SIGINT (Ctrl-C) and SIGTERM raise a flag, which the loop reads between two steps.
+
+A machine that is taken away sends SIGTERM and leaves a minute; the loop finishes its step, saves, and ends. A second
+signal ends the process at once. But when a whole machine shuts down, every process is sent one, and a launcher
+passes its own on to those it has started; so what comes within a second of the first counts as the same.
+"""
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+ONE_WAVE_S = 1.0
+
 
 @contextmanager
-def stop_asked() -> Iterator[Callable[[], bool]]:
-    """While inside, SIGINT and SIGTERM only raise a flag, to be read at the end of a step.
+def stop_asked() -> Iterator[Callable[[], int]]:
+    """While inside, SIGINT and SIGTERM only raise a flag, to be read at the end of a step: the signal's number,
+    or 0 if nobody has asked.
 
     A second signal does what it always did, at once. A signal that is ignored (nohup, a shell's `&`) stays
     so. Outside the main thread, where no handler can be set, the flag never rises.
     """
-    asked = False
+    asked, asked_s = 0, 0.0
     here = threading.current_thread() is threading.main_thread()
     found = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if here else {}
     before = {s: handler for s, handler in found.items() if handler not in (signal.SIG_IGN, None)}
 
     def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        restore()
+        nonlocal asked, asked_s
+        if not asked:
+            asked, asked_s = number, time.monotonic()
+        elif time.monotonic() - asked_s > ONE_WAVE_S:
+            restore()
+            signal.raise_signal(number)
 
     def restore() -> None:
         for number, handler in before.items():
