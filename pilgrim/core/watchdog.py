@@ -45,7 +45,7 @@ class Watchdog:
     def __init__(self, file: Path | None, limit_s: float) -> None:
         self.file, self.limit_s = file, limit_s
         self._opened: IO[bytes] | None = None
-        self._armed_s = 0.0
+        self._rearm_s = 0.0  # when `alive` sets the timer again
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -68,7 +68,7 @@ class Watchdog:
 
     def alive(self) -> None:
         """A step is finished. Costs half a millisecond once in a while, and else nothing."""
-        if time.monotonic() - self._armed_s > min(REARM_S, self.limit_s / 10):
+        if time.monotonic() > self._rearm_s:
             self._arm(self.limit_s)
 
     @contextmanager
@@ -80,7 +80,8 @@ class Watchdog:
 
     def _arm(self, seconds: float) -> None:
         if self._opened is not None:
-            self._armed_s = time.monotonic()
+            soon_s = min(REARM_S, self.limit_s / 10) if seconds == self.limit_s else 0.0
+            self._rearm_s = time.monotonic() + soon_s
             faulthandler.dump_traceback_later(max(seconds, self.limit_s), exit=True, file=self._opened)
 
     def _write(self) -> None:

@@ -8,7 +8,7 @@ its own, and only where a machine shows signs of GPUs.
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,17 @@ SIGNS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # drivers of NVIDIA, AMD, an
 ASK_TORCH = "import torch; print(torch.cuda.device_count())"
 
 
-def how_many(asked: int | None, recipe: Mapping[str, Any]) -> int:
+def visible_gpus() -> int:
+    """The GPUs that torch would use."""
+    if not (any(Path(sign).exists() for sign in SIGNS) or shutil.which("nvidia-smi")):
+        return 0
+    told = subprocess.run([sys.executable, "-c", ASK_TORCH], capture_output=True, text=True)
+    return int(told.stdout.split()[-1]) if told.returncode == 0 else 0  # its reason is told by the run itself
+
+
+def how_many(
+    asked: int | None, recipe: Mapping[str, Any], count_gpus: Callable[[], int] = visible_gpus
+) -> int:
     """The processes for a recipe, given as the tree of its TOML file; `asked` is the person's own number.
 
     Raises SettingsError if more are asked for than there are GPUs to compute on.
@@ -27,18 +37,10 @@ def how_many(asked: int | None, recipe: Mapping[str, Any]) -> int:
     device = runtime.get("device", "auto") if isinstance(runtime, Mapping) else "auto"
     if asked == 1 or device in ("cpu", "mps"):
         return asked or 1
-    gpus = visible_gpus()
+    gpus = count_gpus()
     if asked is not None and gpus and asked > gpus:
         raise SettingsError(
             f"--processes {asked}: each needs a GPU of its own, and {gpus} can be used here; "
             f"write --processes {gpus}, or runtime.device=cpu"
         )
     return asked or gpus or 1
-
-
-def visible_gpus() -> int:
-    """The GPUs that torch would use."""
-    if not (any(Path(sign).exists() for sign in SIGNS) or shutil.which("nvidia-smi")):
-        return 0
-    told = subprocess.run([sys.executable, "-c", ASK_TORCH], capture_output=True, text=True)
-    return int(told.stdout.split()[-1]) if told.returncode == 0 else 0  # its reason is told by the run itself

@@ -250,7 +250,7 @@ def _what_next(tries: Tries, last: bool) -> str:
         return "it was being stopped, so it is not started again"
     if tries.most == 1:
         return "it is not started again (--tries 1)"
-    return f"that was the {tries.failed}th time without a new checkpoint in between, so it ends here"
+    return f"after {tries.failed} crashes without a new checkpoint in between, it is not started again"
 
 
 def _note(run: Path, ending: Ending, why: str, tries: Tries, last: bool) -> None:
