@@ -24,3 +24,7 @@ class CheckpointError(PilgrimError):
 
 class ChangedRecipe(PilgrimError):
     """The recipe differs from the one that a half-finished run was started with."""
+
+
+class ToldElsewhere(PilgrimError):
+    """Another process of this run has failed, or met the same error, and tells the person why."""

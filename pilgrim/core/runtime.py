@@ -29,10 +29,12 @@ from pydantic import Field
 from pilgrim.core import gpu, machine, peaks
 from pilgrim.core.config import Settings
 from pilgrim.core.errors import SettingsError
+from pilgrim.core.processes import ALONE, Processes
 
 GB = 1e9
 LITTLE_MEMORY_BYTES = 2 * GB
 LITTLE_DISK_BYTES = 2 * GB
+Parallel = Literal["alone", "ddp", "zero", "fsdp"]  # docs/scaling.md
 COMPILE_GAIN = "on a CPU, training takes about 1.3 times as long without it"  # measured: 4 layers, width 256
 
 
@@ -59,7 +61,12 @@ class RuntimeSettings(Settings):
         description="keep only each block's input for backward, and run it again there: saves memory",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads; left out: as many as torch chooses"
+        default=None, ge=1, description="CPU threads of a process; left out: as many as torch chooses"
+    )
+    parallel: Literal["auto", "ddp", "zero", "fsdp"] = Field(
+        default="auto",
+        description="what several processes divide: ddp: the batch; zero: optimizer state too; "
+        "fsdp: gradients and weights too; auto: zero",
     )
 
 
@@ -74,6 +81,8 @@ class Runtime:
     notes: tuple[str, ...] = ()
     attention: Literal["auto", "varlen", "fa3", "fa4", "flex", "sdpa", "blocks", "reference"] = "auto"
     fp8: bool = False
+    processes: Processes = ALONE
+    parallel: Parallel = "alone"
 
     def seed_for(self, name: str, *parts: int) -> int:
         """A 63-bit seed for the named purpose, the same on every machine."""
@@ -88,10 +97,11 @@ class Runtime:
         return torch.Generator("cpu").manual_seed(self.seed_for(name, *parts))
 
 
-def start(settings: RuntimeSettings, seed: int) -> Runtime:
+def start(settings: RuntimeSettings, seed: int, processes: Processes = ALONE) -> Runtime:
     """Decides what to compute with, and sets torch's thread count if the settings give one.
 
-    Where that is the CPU, the process keeps the memory that it frees (`machine.keep_freed_memory`).
+    Where that is the CPU, the process keeps the memory that it frees (`machine.keep_freed_memory`). Of
+    several processes on one machine each takes the GPU of its number.
 
     Raises SettingsError when a device, number format or compiler is asked for that is not there.
     """
@@ -101,10 +111,39 @@ def start(settings: RuntimeSettings, seed: int) -> Runtime:
     device = _device(settings.device, notes)
     if device.type == "cpu":
         machine.keep_freed_memory()
+    if device.type == "cuda" and processes.count > 1:
+        device = _own_gpu(processes)
     dtype = _dtype(settings.dtype, device, notes)
     use_compile = _compile(settings.compile, device, notes)
     use_fp8 = _fp8(settings.fp8, device, dtype)
-    return Runtime(device, dtype, use_compile, seed, tuple(notes), settings.attention, use_fp8)
+    parallel = _parallel(settings, processes)
+    return Runtime(
+        device, dtype, use_compile, seed, tuple(notes), settings.attention, use_fp8, processes, parallel
+    )
+
+
+def _own_gpu(processes: Processes) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if processes.local_rank >= gpus:
+        raise SettingsError(
+            f"there are more processes on this machine than its {gpus} GPUs; start {gpus} "
+            f"(pilgrim run --processes {gpus}), or write runtime.device = \"cpu\""
+        )
+    device = torch.device("cuda", processes.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _parallel(settings: RuntimeSettings, processes: Processes) -> Parallel:
+    """How several processes divide the work; one process has nothing to divide."""
+    if processes.count == 1:
+        return "alone"
+    if settings.parallel == "fsdp" and settings.fp8 == "on":
+        raise SettingsError(
+            'runtime.parallel = "fsdp" gathers weights in bf16, and runtime.fp8 = "on" rounds them from fp32; '
+            'write runtime.fp8 = "off", or runtime.parallel = "zero"'
+        )
+    return "zero" if settings.parallel == "auto" else settings.parallel
 
 
 def _device(asked: str, notes: list[str]) -> torch.device:
