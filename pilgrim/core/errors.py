@@ -28,3 +28,7 @@ class ChangedRecipe(PilgrimError):
 
 class ToldElsewhere(PilgrimError):
     """Another process of this run has failed, or met the same error, and tells the person why."""
+
+
+class StartAgain(PilgrimError):
+    """The run had to end, and has noted what will let it go on when it is started again."""

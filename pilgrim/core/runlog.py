@@ -33,10 +33,13 @@ SOURCE = Path(__file__).resolve().parents[2]
 
 
 class RunLog:
-    """The diary in one stage's folder. Raises PilgrimError when a row can't be written (full disk)."""
+    """The diary in one stage's folder. Raises PilgrimError when a row can't be written (full disk).
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Of several processes one `writes`, and the others' rows are forgotten.
+    """
+
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self.folder, self._writes = folder, writes
 
     def metrics(self, step: int, **values: float) -> None:
         """What is a function of seed and data alone: loss, learning_rate, grad_norm, tokens."""
@@ -62,7 +65,7 @@ class RunLog:
         """Drops the rows after `step`, each file atomically, and keeps the rest byte by byte."""
         for name in STEPPED:
             path = self._path(name)
-            if path.exists():
+            if self._writes and path.exists():
                 kept = [line for line, row in _lines_and_rows(path) if row["step"] <= step]
                 write_atomic(path, b"".join(kept))
 
@@ -70,6 +73,8 @@ class RunLog:
         return self.folder / f"{name}.jsonl"
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
+        if not self._writes:
+            return
         path = self._path(name)
         text = json.dumps(_plain(row), ensure_ascii=False, allow_nan=False)
         line = (

@@ -17,6 +17,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,8 +40,8 @@ from pilgrim.train.grow import grown_batches, phase_at, phases
 from pilgrim.train.health import NonFiniteLoss
 from pilgrim.train.keeping import State, keep, put_back
 from pilgrim.train.settings import TrainSettings
-from pilgrim.train.step import StepResult, TokenLosses
-from pilgrim.train.stopping import stop_asked
+from pilgrim.train.step import Quietly, StepResult, TokenLosses
+from pilgrim.train.stopping import Agreed, stop_asked
 
 LOOK_EVERY = 10  # steps between looks at the losses: each look waits for the device
 
@@ -62,6 +63,7 @@ class Parts:
     log: RunLog
     console: Console
     shares: Callable[[float], dict[str, float]] = lambda tokens_per_s: {}  # of the machine's peak
+    quietly: Quietly = nullcontext  # around all microbatches but the last (train/parallel.py)
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Loop:
         self.state = State()
         self.window = Window()
         self.gradients = Gradients(
-            parts.model, parts.losses, parts.micro, parts.runtime, parts.log, parts.console
+            parts.model, parts.losses, parts.micro, parts.runtime, parts.log, parts.console, parts.quietly
         )
         self.saved: tuple[int, Path] | None = None  # the newest checkpoint: its step and its folder
         self.began_s = time.perf_counter()
@@ -96,9 +98,11 @@ class Loop:
         """
         parts, settings, state = self.parts, self.parts.settings, self._resume()
         made = grown_batches(parts.rows, self.phases, state.step, state.position)
-        with Prefetch(made, parts.runtime.device) as stream:
+        shares = ((batch.share(parts.runtime.processes), position) for batch, position in made)
+        with Prefetch(shares, parts.runtime.device) as stream:
             self.prepare()
-            with stop_asked() as stop, parts.console.progress(self.steps, "step", state.step) as progress:
+            with stop_asked() as asked, parts.console.progress(self.steps, "step", state.step) as progress:
+                stop = Agreed(asked, parts.runtime.processes)
                 self._evaluate_if_due()
                 self.window = Window()
                 while state.step < self.steps:
@@ -120,7 +124,7 @@ class Loop:
                         self._evaluate_if_due()
                     if save:
                         self.window = Window()  # the clock of training stands still meanwhile
-                if stop():  # asked for during the last evaluation
+                if stop.now():  # asked for during the last evaluation
                     self._stop()
         state.elapsed_s = time.perf_counter() - self.began_s
         return state
@@ -134,6 +138,7 @@ class Loop:
         coming = [phase for phase in self.phases if self.state.step < phase.end]
         if not coming:
             return
+        self.gradients.recall()
         if parts.runtime.compile:
             parts.console.say(
                 "compiling the training step: a minute or two the first time, "
@@ -142,9 +147,10 @@ class Loop:
         if parts.runtime.device.type == "cuda" and parts.micro.given is None and parts.micro.tokens is None:
             largest = max(coming, key=lambda phase: (phase.context, phase.rows))
             self.gradients.fit(largest, parts.optimizers.missing_bytes())
-        if parts.runtime.compile:
+        # Several processes settle by it how gradients are sent, too: a resumed run adds in the same order.
+        if parts.runtime.compile or parts.runtime.processes.count > 1:
             for phase in {(phase.rows, phase.context, phase.window): phase for phase in coming}.values():
-                few = blank(parts.micro.rows(phase.rows, phase.context), phase.context)
+                few = blank(self.gradients.rows(phase), phase.context)
                 self.gradients.of(few, phase, self.state.step)
             parts.optimizers.rehearse()
             parts.log.event("compiled", elapsed_s=time.perf_counter() - began_s)
@@ -184,7 +190,7 @@ class Loop:
         parts, window, state = self.parts, self.window, self.state
         loss = math.nan
         with record_function("pilgrim.sync"):  # what still runs on the device is waited for here
-            found = [(float(result.loss), float(result.gradient_norm)) for *_, result in window.rows]
+            found = self._losses()
         for (step, measured, _), (loss, norm) in zip(window.rows, found, strict=True):
             parts.log.metrics(step, loss=loss, grad_norm=norm, **measured)
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -203,12 +209,21 @@ class Loop:
         self.window = Window()
         return {"loss": loss, "tokens_per_s": speed, **shares}
 
+    def _losses(self) -> list[tuple[float, float]]:
+        """Loss and gradient norm of the window's steps, of the whole batch."""
+        processes, results = self.parts.runtime.processes, [result for *_, result in self.window.rows]
+        losses = torch.stack([result.loss for result in results])
+        norms = torch.stack([result.gradient_norm for result in results])
+        losses = processes.summed(losses) / processes.count
+        return list(zip(losses.tolist(), norms.tolist(), strict=True))
+
     def _diverged(self, step: int, updates: int, **measured: float) -> None:
         """Stop: at `step` it was found that the weights after `updates` updates give no finite loss.
 
         No learning rate can mend that, so a checkpoint of just these weights is removed.
         """
-        if self.saved and self.saved[0] == updates:
+        first = self.parts.runtime.processes.first
+        if first and self.saved and self.saved[0] == updates:
             (self.store.folder / LATEST).unlink(missing_ok=True)
             shutil.rmtree(self.saved[1])
         kept = self.store.steps()[-1:]
@@ -228,19 +243,21 @@ class Loop:
         """Evaluate at step 0, every `eval_every` steps and at the end, unless that is already on record."""
         state, settings = self.state, self.parts.settings
         due = state.step % settings.eval_every == 0 or state.step == settings.steps
-        records = read_rows(self.parts.folder / "evals.jsonl")
+        processes = self.parts.runtime.processes
+        records = processes.by_first(lambda: read_rows(self.parts.folder / "evals.jsonl"))
         if not due or any(row["step"] == state.step for row in records):
             return
         measures = self.parts.evaluate(state.step)
         if not all(map(math.isfinite, measures.values())):
             self._diverged(state.step, state.step, **measures)
-        if state.step and measures["bpb"] <= min((row["bpb"] for row in records), default=math.inf):
+        best = measures["bpb"] <= min((row["bpb"] for row in records), default=math.inf)
+        if state.step and best and processes.first:
             self.store.mark_best(state.step)
         self.parts.log.evaluation(state.step, **measures)  # last: what is on record is not done again
 
     def _save(self) -> None:
         parts, self.state.elapsed_s = self.parts, time.perf_counter() - self.began_s
-        folder = keep(self.store, self.state, parts.model, parts.optimizers, parts.micro)
+        folder = keep(self.store, self.state, parts.model, parts.optimizers, parts.micro, parts.runtime)
         self.saved = self.state.step, folder
 
     def _resume(self) -> State:

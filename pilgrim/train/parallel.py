@@ -20,24 +20,21 @@ To overlap, backward must come in pieces. Compiled whole, as for one process, it
 all gradients at its end. So with several processes each block is compiled for itself.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from pilgrim.core.runtime import Runtime
+from pilgrim.core.slices import whole
 from pilgrim.data.loader import Batch
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.losses import Losses
-from pilgrim.train.step import TokenLosses
+from pilgrim.train.step import Quietly, TokenLosses
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Parallel:
     losses: TokenLosses  # to train on: its backward gives every process the average of all gradients
     measured: TokenLosses  # to look at: nothing is propagated back
     # Within, backward keeps the gradients to itself, and adds them up for the first that is without.
-    quietly: Callable[[], AbstractContextManager[Any]] = nullcontext
+    quietly: Quietly = nullcontext
 
 
 class SummedLoss(nn.Module):
@@ -107,18 +104,6 @@ def _through(module: nn.Module) -> TokenLosses:
         return found
 
     return losses
-
-
-def slice_of(whole: Tensor, like: Tensor) -> Tensor:
-    """`whole`, or this process's slice of it where `like` is sliced. Nothing is sent: all have the whole."""
-    if not isinstance(like, DTensor):
-        return whole
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor of which this process may have a slice only. All processes must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def plain_copy(model: Transformer, runtime: Runtime) -> Transformer:

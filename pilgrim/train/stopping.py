@@ -1,10 +1,17 @@
-"""Being asked to stop: SIGINT (Ctrl-C) and SIGTERM raise a flag, which the loop reads between two steps."""
+"""Being asked to stop: SIGINT (Ctrl-C) and SIGTERM raise a flag, which the loop reads between two steps.
+
+A signal reaches several processes at different steps, and they must stop after the same one. So at every step
+each says whether it was asked, and hears what all have said at the step before: an answer that has had a step's
+time to arrive, so that nobody waits for it.
+"""
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from pilgrim.core.processes import Processes
 
 
 @contextmanager
@@ -34,3 +41,22 @@ def stop_asked() -> Iterator[Callable[[], bool]]:
         yield lambda: asked
     finally:
         restore()
+
+
+class Agreed:
+    """The flag of any process, in all of them. To be read once a step, by all."""
+
+    def __init__(self, asked: Callable[[], bool], processes: Processes) -> None:
+        self._asked, self._processes = asked, processes
+        self._before: Callable[[], bool] | None = None
+
+    def __call__(self) -> bool:
+        """Whether any process had been asked when this was read the step before; alone: when it is read."""
+        if self._processes.count == 1:
+            return self._asked()
+        before, self._before = self._before, self._processes.any_soon(self._asked())
+        return before is not None and before()
+
+    def now(self) -> bool:
+        """Whether any has been asked by now. Waits for the others."""
+        return self() | self()
