@@ -5,7 +5,6 @@ size of a microbatch. Schedules are functions of the step, and random numbers ha
 there is nothing else to save.
 """
 
-from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +14,6 @@ from torch import Tensor
 
 from pilgrim.core.checkpoint import Checkpoint, CheckpointStore
 from pilgrim.core.errors import ChangedRecipe
-from pilgrim.core.runtime import Runtime
-from pilgrim.core.slices import slice_like, whole
 from pilgrim.data.loader import Position
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers
@@ -38,21 +35,12 @@ class State:
 
 
 def keep(
-    store: CheckpointStore,
-    state: State,
-    model: Transformer,
-    optimizers: Optimizers,
-    micro: MicroBatch,
-    runtime: Runtime,
+    store: CheckpointStore, state: State, model: Transformer, optimizers: Optimizers, micro: MicroBatch
 ) -> Path:
-    """Save all of it as the checkpoint of `state.step`; returns the folder. All processes must call it."""
+    """Save all of it as the checkpoint of `state.step`; returns the folder."""
     state.micro_tokens, state.micro_rows = micro.tokens, micro.given
-    weights = {name: whole(weight) for name, weight in model.weights().items()}
-    own = {name: whole(value) for name, value in optimizers.tensors().items()}
-    everyones = dict(ChainMap(*runtime.processes.gathered(own))) if runtime.parallel == "zero" else own
-    tensors = {"model": weights, "optimizer": everyones}
-    plain = {**asdict(state), "model_config": model.config.model_dump()}
-    return runtime.processes.by_first(lambda: store.save(state.step, tensors, plain))
+    tensors = {"model": model.weights(), "optimizer": optimizers.tensors()}
+    return store.save(state.step, tensors, {**asdict(state), "model_config": model.config.model_dump()})
 
 
 def put_back(found: Checkpoint, model: Transformer, optimizers: Optimizers, micro: MicroBatch) -> State:
@@ -79,8 +67,7 @@ def load_weights(
             f"{place}: the weights there are of a model of another shape ({', '.join(changes)}), and what "
             "is trained keeps its shape; go back to it, or give this run another name with name=…"
         )
-    own = model.weights()
-    model.load_weights({name: slice_like(weight, own[name]) for name, weight in weights.items()})
+    model.load_weights(weights)
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
