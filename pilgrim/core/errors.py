@@ -24,3 +24,7 @@ class CheckpointError(PilgrimError):
 
 class ChangedRecipe(PilgrimError):
     """The recipe differs from the one that a half-finished run was started with."""
+
+
+class Fenced(PilgrimError):
+    """The run was started again while this process was still at work; it must not write any more."""
