@@ -32,3 +32,7 @@ class ToldElsewhere(PilgrimError):
 
 class StartAgain(PilgrimError):
     """The run had to end, and has noted what will let it go on when it is started again."""
+
+
+class Fenced(PilgrimError):
+    """The run was started again while this process was still at work; it must not write any more."""

@@ -153,11 +153,11 @@ class Optimizers:
                 "that, or give this run another name with name=…"
             )
         own = {self._names[p]: (p, optimizer) for optimizer in self._own() for p in _parameters(optimizer)}
-        for key, value in tensors.items():
+        for key in tensors:
             name, _, what = key.rpartition("/")
-            if name in own:
+            if name in own:  # else it is read by another process
                 parameter, optimizer = own[name]
-                optimizer.state[parameter][what] = slice_like(value.to(parameter.device), parameter)
+                optimizer.state[parameter][what] = slice_like(tensors[key].to(parameter.device), parameter)
 
     def _state(self) -> Iterator[tuple[str, str, Tensor]]:
         for optimizer in self._own():
@@ -173,7 +173,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 def _form_of(tensors: Mapping[str, Tensor]) -> Format | None:
     """The format of a state from `Optimizers.tensors`; None if it is empty."""
     forms: dict[torch.dtype, Format] = {torch.uint8: "8bit", torch.bfloat16: "bf16", torch.float32: "fp32"}
-    kept = (value for name, value in tensors.items() if name.endswith(("/momentum", "/mean")))
+    kept = (tensors[name] for name in tensors if name.endswith(("/momentum", "/mean")))
     return next((forms[value.dtype] for value in kept), None)
 
 

@@ -7,19 +7,22 @@ it. Stages never hand each other Python objects, so the walk can stop anywhere, 
 """
 
 import fcntl
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pilgrim.core import fence as fences
 from pilgrim.core import runtime as machine
 from pilgrim.core.config import build, differences, dump_toml, load_toml
 from pilgrim.core.console import Console
 from pilgrim.core.errors import ChangedRecipe, CheckpointError, PilgrimError, SettingsError
+from pilgrim.core.fence import Fence
 from pilgrim.core.files import explained, read_json, sha256_file, write_atomic, write_json_atomic
 from pilgrim.core.runlog import RunLog, write_provenance
 from pilgrim.core.runtime import Runtime
@@ -47,6 +50,7 @@ class Journey:
     folder: Path
     runtime: Runtime
     console: Console
+    fence: Fence | None = None  # None for who only looks on
 
     def stage_folder(self, stage: str) -> Path:
         """Where a stage writes; made if it is not there."""
@@ -82,9 +86,10 @@ def run_journey(
     notes = list(runtime.notes)
     if any(stage in TRAINED and not _done(journey.folder, stage) for stage in stages):
         notes += fit.check(recipe, runtime)
-    with only_writer(journey.folder):
+    with only_writer(journey.folder) as fence:
+        journey = replace(journey, fence=fence)
         if begun(journey.folder):
-            refuse_changes(journey.folder, recipe, accept_changes)
+            refuse_changes(journey.folder, recipe, accept_changes, fence)
         else:
             hashes = {name: sha256_file(file) for name, file in _data_files(recipe).items()}
             write_provenance(journey.folder, command=sys.argv, seed=recipe.seed, data_hashes=hashes)
@@ -137,6 +142,8 @@ def run_stage(journey: Journey, stage: str, again: bool = False) -> None:
     summary = work(journey)
     # A stage that goes on where it was stopped counts for itself, with the time before it was stopped.
     elapsed_s = summary.pop("elapsed_s", time.perf_counter() - began)
+    if journey.fence:
+        journey.fence.check()
     write_json_atomic(done, {"stage": stage, "elapsed_s": elapsed_s, "summary": summary})
 
 
@@ -175,7 +182,7 @@ def begun(folder: Path) -> bool:
     return any(folder.glob("*/DONE.json")) or any(folder.glob("*/checkpoints/step_*"))
 
 
-def refuse_changes(folder: Path, recipe: Recipe, accept_changes: bool) -> None:
+def refuse_changes(folder: Path, recipe: Recipe, accept_changes: bool, fence: Fence | None = None) -> None:
     """Refuse a resolved recipe that differs from the run's, unless that is accepted."""
     file = folder / "recipe.toml"
     changes = differences(build(Recipe, load_toml(file), str(file)), recipe)
@@ -186,12 +193,15 @@ def refuse_changes(folder: Path, recipe: Recipe, accept_changes: bool) -> None:
             "which leaves finished stages as they are"
         )
     if changes:  # what the run was before is not forgotten
-        RunLog(folder).event("changed_recipe", changes=changes)
+        RunLog(folder, fence).event("changed_recipe", changes=changes)
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path) -> Iterator[Fence]:
     """Hold the run's folder, which is made if it is not there; a process that was killed holds nothing.
+
+    The lock keeps out a second run on this machine. Whatever a lock does not reach (core/fence.py) is kept
+    out by the fence that is taken here.
 
     Raises PilgrimError if another process holds it, or if it can't be written to.
     """
@@ -208,14 +218,16 @@ def only_writer(folder: Path) -> Iterator[None]:
                 f"{folder}: another process is at work in this run; "
                 "wait for it, or give this one another name with name=…"
             ) from error
-        yield
+        yield fences.take(folder)
 
 
 def _tidy(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed."""
-    for left in folder.rglob(".tmp-*"):
-        if left.is_file():
-            left.unlink()
+    """Remove the temporary files of writers that were killed, or that only think they still are."""
+    for left in [*folder.rglob(".tmp-*")]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def _data_files(recipe: Recipe) -> dict[str, Path]:

@@ -74,7 +74,7 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         context = recipe.model.context
         return one_pass(tokens, context, tokenizer.eot_id, micro.rows(settings.rows, context))
 
-    folder, log = journey.folder / plan.stage, RunLog(notes / plan.stage)
+    folder, log = journey.folder / plan.stage, RunLog(notes / plan.stage, journey.fence)
     rows = micro.rows(settings.rows, model.config.context)
     attention = chosen_attention(journey, model.config, rows, log, notes)
     losses = compiled_token_losses(runtime, attention.backend)

@@ -68,9 +68,11 @@ def in_parallel(model: Transformer, losses: TokenLosses, runtime: Runtime) -> Pa
         return Parallel(losses, losses)
     if runtime.parallel == "fsdp":
         return _sharded(SummedLoss(model, losses), runtime)
-    module = DistributedDataParallel(
-        SummedLoss(model, losses), broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    summed = SummedLoss(model, losses)
+    # Tables that no step changes. Else they were sent in each; the argument for that has changed its name.
+    buffers = [name for name, _ in summed.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(summed, buffers)
+    module = DistributedDataParallel(summed, gradient_as_bucket_view=True)
     return Parallel(_through(module), losses, module.no_sync)
 
 

@@ -66,7 +66,7 @@ def losses_by_block(model: Transformer, runtime: Runtime, backend: Backend | Non
 class StepResult:
     """Still on the device, so that nobody waits for it: nats per trained token, and the gradient's norm.
 
-    With several processes, the mean of their losses is the batch's; the norm is that of the whole gradient.
+    Both are the whole batch's, and the same in all processes.
     """
 
     loss: Tensor
@@ -96,6 +96,8 @@ def accumulate(
             with record_function("pilgrim.backward"):
                 loss.backward()
         total += loss.detach()
+    # One number, sent in every step: so all processes can judge a step on the device (train/health.py).
+    total = runtime.processes.summed(total) / runtime.processes.count
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     return StepResult(total, whole(norm))
