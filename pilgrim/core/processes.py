@@ -4,10 +4,10 @@ torchrun starts one process for each device and tells each its number in the env
 LOCAL_RANK). All of them walk through the same code. What they must not all do (write files, talk to the
 person) is done by the first, rank 0; what they must agree on goes through torch.distributed.
 
-There are two ways to talk. Gradients and losses go from device to device, through NCCL between NVIDIA's GPUs
-and gloo between CPUs; who waits there longer than a few minutes waits for something that is broken. Everything
-else (who is asked to stop, what rank 0 has decided) goes between CPUs, in a group of its own. There one may
-have to wait for hours, while rank 0 turns a large text into tokens.
+There are two ways to talk. Gradients and losses go from device to device, through NCCL between NVIDIA's
+GPUs and gloo between CPUs; who waits there longer than a few minutes waits for something that is broken.
+Everything else (who is asked to stop, what rank 0 has decided) goes between CPUs, in a group of its own.
+There one may have to wait for hours, while rank 0 turns a large text into tokens.
 
 Without torchrun there is one process. It is rank 0 of 1, and none of this costs it anything.
 """
@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from pilgrim.core.errors import PilgrimError, ToldElsewhere
 
@@ -152,7 +153,7 @@ def joined(device: torch.device, timeout_s: float = DEVICE_TIMEOUT_S) -> Iterato
         yield found
         return
     on_gpu = device.type == "cuda"
-    store, rank, count = next(iter(dist.rendezvous("env://")))
+    store, rank, count = next(iter(rendezvous("env://")))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         timeout=timedelta(seconds=timeout_s),

@@ -18,8 +18,9 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +30,7 @@ from pydantic import Field
 from pilgrim.core import gpu, machine, peaks
 from pilgrim.core.config import Settings
 from pilgrim.core.errors import SettingsError
-from pilgrim.core.processes import ALONE, Processes
+from pilgrim.core.processes import ALONE, Processes, here, joined
 
 GB = 1e9
 LITTLE_MEMORY_BYTES = 2 * GB
@@ -122,12 +123,20 @@ def start(settings: RuntimeSettings, seed: int, processes: Processes = ALONE) ->
     )
 
 
+@contextmanager
+def started(settings: RuntimeSettings, seed: int) -> Iterator[Runtime]:
+    """`start`, and while inside, the processes of the run can talk (core/processes.py)."""
+    runtime = start(settings, seed, here())
+    with joined(runtime.device) as processes:
+        yield replace(runtime, processes=processes)
+
+
 def _own_gpu(processes: Processes) -> torch.device:
     gpus = torch.cuda.device_count()
     if processes.local_rank >= gpus:
         raise SettingsError(
             f"there are more processes on this machine than its {gpus} GPUs; start {gpus} "
-            f"(pilgrim run --processes {gpus}), or write runtime.device = \"cpu\""
+            f'(pilgrim run --processes {gpus}), or write runtime.device = "cpu"'
         )
     device = torch.device("cuda", processes.local_rank)
     torch.cuda.set_device(device)
@@ -140,7 +149,7 @@ def _parallel(settings: RuntimeSettings, processes: Processes) -> Parallel:
         return "alone"
     if settings.parallel == "fsdp" and settings.fp8 == "on":
         raise SettingsError(
-            'runtime.parallel = "fsdp" gathers weights in bf16, and runtime.fp8 = "on" rounds them from fp32; '
+            'runtime.parallel = "fsdp" gathers weights in bf16, but runtime.fp8 = "on" wants them in fp32; '
             'write runtime.fp8 = "off", or runtime.parallel = "zero"'
         )
     return "zero" if settings.parallel == "auto" else settings.parallel

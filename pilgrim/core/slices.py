@@ -27,7 +27,9 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def slice_like(tensor: Tensor, like: Any) -> Tensor:
-    """A slice of `tensor`, if `like` is sliced and it has the same rows. All have the whole: nothing is sent."""
+    """A slice of `tensor`, which has the rows of `like`, if that is sliced. All have the whole: nothing is
+    sent.
+    """
     if not is_sliced(like) or tensor.ndim == 0:
         return tensor
     from torch.distributed.tensor import distribute_tensor

@@ -15,7 +15,7 @@ Shapes: b rows, t tokens.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -46,7 +46,8 @@ class Batch:
     # Where documents begin, for attention kernels that want to know: only of batches on a GPU, made while
     # the numbers are still on the CPU, because asking a GPU how many there are would wait for it.
     starts_bd: Tensor | None = None
-    whole: "Batch | None" = None  # the batch of which this is one process's share; None: this is all of it
+    # The batch of which this is one process's share; None: this is all of it.
+    whole: "Batch | None" = field(default=None, kw_only=True)
 
     @property
     def trained_tokens(self) -> int:

@@ -91,9 +91,7 @@ class Optimizers:
         )
         self._form: Format = settings.state
 
-    def _made(
-        self, kind: type[torch.optim.Optimizer], groups: list[dict[str, Any]], **settings: Any
-    ) -> torch.optim.Optimizer:
+    def _made(self, kind: type[torch.optim.Optimizer], groups: list[dict[str, Any]], **settings: Any) -> Any:
         if self._parallel != "zero":
             return kind(groups, **settings)
         with warnings.catch_warnings():  # torch's own: what it imports there uses its old compiler
@@ -104,7 +102,8 @@ class Optimizers:
     def _own(self) -> Iterator[torch.optim.Optimizer]:
         """Muon and AdamW with what this process keeps of them."""
         for optimizer in (self.muon, self.adamw):
-            yield getattr(optimizer, "optim") if self._parallel == "zero" else optimizer
+            own: torch.optim.Optimizer = optimizer.optim if self._parallel == "zero" else optimizer
+            yield own
 
     def step(self, multiplier: float, momentum: float) -> None:
         """Update all parameters with their peak rates times `multiplier`, and clear the gradients."""

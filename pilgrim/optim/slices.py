@@ -32,13 +32,16 @@ class RowSlices:
 
         rows, columns = self.shape
         shape = torch.Size([len(slices_nrc), rows, columns])
-        layout = {"shape": shape, "stride": (rows * columns, columns, 1), "run_check": False}
-        by_rows = DTensor.from_local(slices_nrc, self._mesh, [Shard(1)], **layout)
-        matrices = by_rows.redistribute(placements=[Shard(0)]).to_local()
-        done = work(matrices).contiguous()
-        by_matrices = DTensor.from_local(done, self._mesh, [Shard(0)], **layout)
-        out: Tensor = by_matrices.redistribute(placements=[Shard(1)]).to_local()
-        return out
+        stride = rows * columns, columns, 1
+
+        def rearranged(local: Tensor, before: Shard, after: Shard) -> Tensor:
+            stack = DTensor.from_local(local, self._mesh, [before], shape=shape, stride=stride)
+            out: Tensor = stack.redistribute(placements=[after]).to_local()
+            return out
+
+        by_rows, by_matrices = Shard(1), Shard(0)
+        done = work(rearranged(slices_nrc, by_rows, by_matrices)).contiguous()
+        return rearranged(done, by_matrices, by_rows)
 
     def summed(self, values: Tensor) -> Tensor:
         """The sum over processes, in place."""

@@ -127,7 +127,9 @@ def _measure_together(
     except torch.OutOfMemoryError:
         peak_1 = float("inf")  # told below, outside: the error holds on to what it was computing
     if peak_1 == float("inf"):
-        raise too_little(f"two rows of {context} tokens at once are too many; write micro_rows = 1, and if that is")
+        raise too_little(
+            f"two rows of {context} tokens at once are too many; write micro_rows = 1, and if that is"
+        )
     return fit(peak_1, peak_2 if rows > 1 else 2 * peak_1, _budget(model, runtime, later_bytes), rows)
 
 

@@ -81,8 +81,8 @@ class Gradients:
         if self.runtime.processes.count > 1:
             write_json_atomic(self.log.folder / NOTE, {"micro_tokens": self.micro.tokens})
             raise StartAgain(
-                f"process {self.runtime.processes.rank} ran out of memory at step {step} with {before} rows at "
-                f"once; run again: it goes on from the last checkpoint, with {now}"
+                f"process {self.runtime.processes.rank} ran out of memory at step {step} with {before} rows "
+                f"at once; run again: it goes on from the last checkpoint, with {now}"
             )
         self.log.event("out_of_memory", step=step, micro_rows=before, now=now)
         self.console.say(

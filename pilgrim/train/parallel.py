@@ -1,13 +1,13 @@
 """Several processes, one step: each computes a share of the batch, and all end with the same weights.
 
-    ddp     every process has all weights, gradients and optimizer state, and learns from its share of the rows.
-            Gradients are averaged over the processes while backward still goes on: those of the last blocks,
-            which are done first, travel while the first blocks are computed. (Li et al. 2020, arXiv 2006.15704)
-    zero    the same, but each process keeps the optimizers' state of some parameters only, updates those, and
+    ddp     Every process has all weights, gradients and optimizer state, and learns from its share of the
+            rows. Gradients are averaged while backward still goes on: those of the last blocks, which are
+            done first, travel while the first blocks are computed (Li et al. 2020, arXiv 2006.15704).
+    zero    The same, but each process keeps the optimizers' state of some parameters only, updates those, and
             hands them to the others (optim/groups.py; Rajbhandari et al. 2020, arXiv 1910.02054, stage 1).
-    fsdp    each process keeps a slice of every weight, gradient and state. A block's weights are gathered when
-            the block is computed, in the run's number format, and forgotten after; its gradients are added
-            up and sliced at once (the same paper, stage 3).
+    fsdp    Each process keeps a slice of every weight, gradient and state. A block's weights are gathered
+            when the block is computed, in the run's number format, and forgotten after; its gradients are
+            added up and sliced at once (the same paper, stage 3).
 
 All of that is torch.distributed's: DistributedDataParallel, ZeroRedundancyOptimizer, fully_shard. They wrap a
 module whose forward pass is "microbatch -> summed loss" (`SummedLoss`), because they must see where a
@@ -32,9 +32,10 @@ from torch.nn.parallel import DistributedDataParallel
 from pilgrim.core.runtime import Runtime
 from pilgrim.core.slices import whole
 from pilgrim.data.loader import Batch
+from pilgrim.model.attention_kernels import Backend
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.losses import Losses
-from pilgrim.train.step import Quietly, TokenLosses
+from pilgrim.train.step import Quietly, TokenLosses, compiled_token_losses, losses_by_block
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,13 @@ class SummedLoss(nn.Module):
 
     def forward(self, batch: Batch, dtype: torch.dtype) -> Losses:
         return self.losses(self.model, batch, dtype)
+
+
+def losses_of(model: Transformer, runtime: Runtime, backend: Backend | None) -> TokenLosses:
+    """What `in_parallel` wants: compiled whole for one process, by blocks for several."""
+    if runtime.parallel == "alone":
+        return compiled_token_losses(runtime, backend)
+    return losses_by_block(model, runtime, backend)
 
 
 def in_parallel(model: Transformer, losses: TokenLosses, runtime: Runtime) -> Parallel:

@@ -48,9 +48,11 @@ def losses_by_block(model: Transformer, runtime: Runtime, backend: Backend | Non
     """
     if not runtime.compile:
         return compiled_token_losses(runtime, backend)
-    torch._dynamo.config.optimize_ddp = False  # its own way of cutting a graph, which flex attention can't bear
+    torch._dynamo.config.optimize_ddp = (
+        False  # its own way of cutting a graph, which flex attention can't bear
+    )
     for block in model.model.layers:
-        block.forward = compiled(block.forward)  # type: ignore[method-assign]
+        block.forward = compiled(block.forward)
     head_losses = compiled(linear_cross_entropy)
     if backend is None and runtime.device.type == "cpu":
         backend = "blocks"  # what is compiled takes by itself; here attention is prepared outside

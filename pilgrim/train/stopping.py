@@ -1,8 +1,8 @@
 """Being asked to stop: SIGINT (Ctrl-C) and SIGTERM raise a flag, which the loop reads between two steps.
 
-A signal reaches several processes at different steps, and they must stop after the same one. So at every step
-each says whether it was asked, and hears what all have said at the step before: an answer that has had a step's
-time to arrive, so that nobody waits for it.
+A signal reaches several processes at different steps, and they must stop after the same one. So at every
+step each says whether it was asked, and hears what all have said at the step before: an answer that has had a
+step's time to arrive, so that nobody waits for it.
 """
 
 import signal

@@ -32,7 +32,7 @@ class Validation:
     targets: int
 
 
-# Of one batch: nats of text tokens, nats of all targets, bytes of text, targets. Whole numbers are exact, too.
+# Of one batch: nats of text tokens, nats of all targets, bytes of text, targets.
 Sums = tuple[float, float, float, float]
 
 
@@ -75,9 +75,7 @@ def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
         yield group
 
 
-def _sums(
-    model: Transformer, batch: Batch, bytes_of: Tensor, losses: TokenLosses, runtime: Runtime
-) -> Sums:
+def _sums(model: Transformer, batch: Batch, bytes_of: Tensor, losses: TokenLosses, runtime: Runtime) -> Sums:
     batch = batch.to(runtime.device)
     nats = losses(model, batch, runtime.dtype).each_bt.double()
     counted = batch.targets_bt != IGNORED
