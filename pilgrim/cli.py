@@ -19,7 +19,6 @@ import os
 import secrets
 import shlex
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, ParamSpec
 
 import typer
 
-from pilgrim.core.errors import PilgrimError, Stopped
+from pilgrim.core.errors import PilgrimError, ToldElsewhere
+from pilgrim.launch.verdict import code_of
 from pilgrim.launch.worker import is_rank, speaks, working
 
 if TYPE_CHECKING:
@@ -77,13 +77,13 @@ def guarded(after_stop: str = "start it again with") -> Callable[[Callable[P, No
             try:
                 command(*args, **kwargs)
             except PilgrimError as error:
-                _complain(str(error))
-                raise typer.Exit(2) from None
+                if not isinstance(error, ToldElsewhere):
+                    _complain(str(error))
+                raise typer.Exit(code_of(error)) from None
             except KeyboardInterrupt as stop:
                 if speaks():
                     _complain(f"stopped; {after_stop}: {_this_command()}")
-                number = stop.signal_number if isinstance(stop, Stopped) else signal.SIGINT
-                raise typer.Exit(128 + number) from None
+                raise typer.Exit(code_of(stop)) from None
 
         return wrapped
 

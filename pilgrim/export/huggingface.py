@@ -55,7 +55,7 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Trained:
     """The newest model of a run, and where in the run it stands."""
 
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     config: ModelConfig
     tokenizer: Tokenizer
     stage: str

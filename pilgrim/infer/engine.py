@@ -84,15 +84,20 @@ class Engine:
         self._runtime = runtime
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, stop_ids: Collection[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        stop_ids: Collection[int],
+        indices: Sequence[int] | None = None,
     ) -> list[Reply]:
-        """A reply to each prompt, in their order.
+        """A reply to each prompt, in their order. `indices` are theirs; left out: 0, 1, 2 …
 
         A reply is over at a token of `stop_ids`, after `sampling.max_tokens`, or when prompt and reply
         fill the model's context. Raises DataError for a prompt that is empty, fills the context by itself
         (cut it before), or has ids that the model doesn't know.
         """
-        writers = [self.writer(prompt, sampling, index) for index, prompt in enumerate(prompts)]
+        indices = range(len(prompts)) if indices is None else indices
+        writers = [self.writer(p, sampling, index) for index, p in zip(indices, prompts, strict=True)]
         by_length = sorted(writers, key=lambda writer: len(writer.prompt))
         for first in range(0, len(writers), self.rows):
             batch = by_length[first : first + self.rows]

@@ -33,6 +33,7 @@ from pilgrim.core.files import read_json
 from pilgrim.core.runlog import RunLog
 from pilgrim.launch.lifeline import PARENT
 from pilgrim.launch.verdict import (
+    AGAIN,
     CRASHED,
     DONE,
     MEND,
@@ -134,6 +135,8 @@ def supervise(job: Job, most_tries: int, say: Callable[[str], None]) -> int:
                 return code
             if (by := stop.asked or ending.stopped_by) and (ending.stopped_by or ending.code < 0):
                 return 128 + by
+            if ending.code == AGAIN and not stop.asked:  # it halves its microbatch: that has an end of its own
+                continue
             tries.count()
             last = bool(stop.asked) or tries.failed >= tries.most
             say(f"{why}; {_what_next(tries, last)}")

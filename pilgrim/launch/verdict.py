@@ -10,18 +10,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pilgrim.core.errors import PilgrimError, StartAgain, Stopped, ToldElsewhere
 from pilgrim.core.files import read_json
 
 REPORT = "report.json"  # how the ranks ended, from the launcher to the supervisor
 
 # Exit codes, as docs/reliability.md and `pilgrim run --help` say.
 DONE, CRASHED, MEND = 0, 1, 2
+FOLLOWED, AGAIN = 3, 4  # ranks only: another one says why; what went wrong is noted, and will not come again
 STOPPED = {128 + number: signal.Signals(number) for number in (signal.SIGINT, signal.SIGTERM)}  # 130, 143
 
 OOM_HINT = (
     "the kernel kills so when memory runs out (`dmesg` says whether it did); "
     "fewer rows at once, or other programs closed, leave more"
 )
+
+
+def code_of(error: BaseException) -> int:
+    """What a process exits with that ends by this."""
+    match error:
+        case Stopped():
+            return 128 + error.signal_number
+        case KeyboardInterrupt():
+            return 128 + signal.SIGINT
+        case ToldElsewhere():
+            return FOLLOWED
+        case StartAgain():
+            return AGAIN
+        case PilgrimError():
+            return MEND
+        case _:
+            return CRASHED
 
 
 @dataclass(frozen=True)
@@ -50,7 +69,7 @@ def cause(endings: Sequence[Ending]) -> Ending:
     """The one that made the others end."""
 
     def order(ending: Ending) -> tuple[int, float]:
-        if ending.stopped_by:
+        if ending.stopped_by or ending.code == FOLLOWED:
             kind = 3
         elif ending.code < 0:
             kind = 0
@@ -76,4 +95,6 @@ def sentence(ending: Ending, who: str, hung: Path | None = None, ran_out: bool =
         return f"{who} crashed ({number.name}: {signal.strsignal(number)})"
     if hung is not None:
         return f"{who} stood still for longer than runtime.hang_s allows; where it stood: {hung}"
+    if ending.code == AGAIN and ending.error:
+        return ending.error
     return f"{who} ended with exit code {ending.code}" + (f": {ending.error}" if ending.error else "")

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pilgrim.core.errors import PilgrimError
+from pilgrim.core.errors import PilgrimError, ToldElsewhere
 from pilgrim.core.files import write_json_atomic
 from pilgrim.launch.lifeline import PARENT, die_with_parent
-from pilgrim.launch.verdict import CRASHED, MEND
+from pilgrim.launch.verdict import code_of
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
@@ -41,6 +41,8 @@ def working() -> Iterator[None]:
     faulthandler.enable()  # a crash in C code (SIGSEGV) prints where Python was
     try:
         yield
+    except ToldElsewhere:
+        raise
     except Exception as error:
         if file := os.environ.get(ERROR_FILE):
             write_json_atomic(Path(file), note(error))
@@ -55,7 +57,7 @@ def note(error: Exception) -> dict[str, object]:
         "timestamp": int(now),
         "time": now,
         "rank": int(os.environ["RANK"]),
-        "code": MEND if isinstance(error, PilgrimError) else CRASHED,
+        "code": code_of(error),
         "traceback": "".join(traceback.format_exception(error)),
     }
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pilgrim.core.compiling import compiled
+from pilgrim.core.slices import local
 from pilgrim.optim.state import Format, Stored, empty, read, stored, write
 
 
@@ -76,8 +77,8 @@ class AdamW(torch.optim.Optimizer):
                     state |= empty("mean", p, self._form) | empty("square", p, self._form)
                 state["step"] += 1
                 self._step(
-                    p,
-                    p.grad,
+                    local(p),
+                    local(p.grad),
                     stored(state, "mean"),
                     stored(state, "square"),
                     state["step"],

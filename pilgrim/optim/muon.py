@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from pilgrim.core.compiling import compiled
+from pilgrim.core.slices import is_sliced, local
+from pilgrim.optim.slices import RowSlices
 from pilgrim.optim.state import Format, Stored, empty, read, stored, write
 
 # Iteration k maps each singular value s to a·s + b·s³ + c·s⁵. Optimal for five iterations from
@@ -60,23 +62,30 @@ def muon_update(
     beta2: float,
     weight_decay: Tensor,
     dtype: torch.dtype,
+    slices: RowSlices | None = None,
 ) -> None:
     """One step, in place, for matrices [rows, columns] of one shape; momenta are like them, and fp32 too.
 
     Only what goes through the products is copied into a stack: the rest is read and written where it lies,
-    in one pass before the products and one after them. `row_moments` are [rows, 1].
+    in one pass before the products and one after them. `row_moments` are [rows, 1]. With `slices`, all of
+    them are this process's slices.
     """
-    rows, columns = weights[0].shape
+    rows, columns = slices.shape if slices else weights[0].shape
     for momentum, gradient in zip(momenta, gradients, strict=True):
         momentum.lerp_(gradient, 1 - beta)
     ahead = [torch.lerp(g, m, beta).to(dtype) for g, m in zip(gradients, momenta, strict=True)]  # Nesterov
-    updates_nrc = orthogonalize(torch.stack(ahead), dtype)
+    if slices is None:
+        updates_nrc = orthogonalize(torch.stack(ahead), dtype)
+    else:
+        updates_nrc = slices.whole(torch.stack(ahead), lambda matrices: orthogonalize(matrices, dtype))
 
     # NorMuon: divide each row by its running size, then bring the whole back to the size it had.
     squares_nr1 = updates_nrc.float().square().sum(-1, keepdim=True)
     moments_nr1 = torch.lerp(torch.stack(row_moments), squares_nr1 / columns, 1 - beta2)
     scales_nr1 = torch.rsqrt(moments_nr1 + 1e-10)
     before, after = squares_nr1.sum(-2, keepdim=True), (squares_nr1 * scales_nr1**2).sum(-2, keepdim=True)
+    if slices:
+        before, after = slices.summed(before), slices.summed(after)
     # The same change of output size for every shape: tall matrices step further.
     scales_nr1 = scales_nr1 * (before / (after + 1e-20)).sqrt() * max(1.0, rows / columns) ** 0.5
 
@@ -140,17 +149,21 @@ class Muon(torch.optim.Optimizer):
         lr, beta, decay = (
             torch.full((), group[k], device=matrices[0].device) for k in ("lr", "beta", "weight_decay")
         )
-        self._update(
-            matrices,
-            [p.grad for p in matrices if p.grad is not None],
+        update, slices = self._update, None
+        if is_sliced(matrices[0]):
+            update, slices = muon_step, RowSlices(matrices[0])
+        update(
+            [local(p) for p in matrices],
+            [local(p.grad) for p in matrices if p.grad is not None],
             [stored(state, "momentum") for state in states],
-            [state["row_moment"] for state in states],
+            [local(state["row_moment"]) for state in states],
             states[0]["step"],
             lr,
             beta,
             group["beta2"],
             decay,
             self._dtype,
+            *((slices,) if slices else ()),
         )
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:

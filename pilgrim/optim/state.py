@@ -35,6 +35,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pilgrim.core.slices import local
+
 Format = Literal["fp32", "bf16", "8bit"]
 
 BLOCK = 256
@@ -56,9 +58,10 @@ def empty(name: str, like: Tensor, form: Format) -> dict[str, Tensor]:
 
 
 def stored(state: Mapping[str, Tensor], name: str) -> Stored:
-    """What `empty` has made, from where an optimizer keeps it."""
+    """What `empty` has made, from where an optimizer keeps it: this process's slice, if there are slices."""
     largest = state.get(f"{name}.largest")
-    return (state[name],) if largest is None else (state[name], largest)
+    values = local(state[name])
+    return (values,) if largest is None else (values, largest)
 
 
 def read(kept: Stored, signed: bool) -> Tensor:

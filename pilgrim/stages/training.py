@@ -15,6 +15,7 @@ from pilgrim.core.runtime import Runtime
 from pilgrim.core.watchdog import Watchdog, stacks_file
 from pilgrim.data.loader import Batch, PackedRows, Rows, one_pass
 from pilgrim.data.shards import TokenSet
+from pilgrim.infer.dealing import dealt_replies
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.load import load_model
 from pilgrim.infer.sampling import Sampling
@@ -30,10 +31,10 @@ from pilgrim.stages.speed import shares_of_peak
 from pilgrim.text.chat import Message, render_prompt
 from pilgrim.text.tokenizer import Tokenizer
 from pilgrim.train.fit import MicroBatch
-from pilgrim.train.keeping import load_weights
+from pilgrim.train.keeping import State, load_weights
 from pilgrim.train.loop import Loop, Parts
+from pilgrim.train.parallel import in_parallel, losses_of, plain_copy
 from pilgrim.train.settings import TrainSettings
-from pilgrim.train.step import compiled_token_losses
 from pilgrim.train.validation import validate
 
 ATTENTION = "attention.json"  # which backend was the fastest
@@ -59,7 +60,9 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
     recipe, runtime, settings = journey.recipe, journey.runtime, plan.settings
     assert settings.rows is not None
     tokenizer, _ = run_tokenizer(journey)
-    model = Transformer(recipe.model.config(tokenizer.vocab_size)).to(runtime.device)
+    model = Transformer(recipe.model.config(tokenizer.vocab_size))
+    if runtime.parallel != "fsdp":  # else only slices of it will go there
+        model = model.to(runtime.device)
     model.recompute = recipe.runtime.checkpoint_activations
     begin(model)
     if runtime.fp8:
@@ -75,10 +78,13 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         context = recipe.model.context
         return one_pass(tokens, context, tokenizer.eot_id, micro.rows(settings.rows, context))
 
-    folder, log = journey.folder / plan.stage, RunLog(notes / plan.stage)
-    rows = micro.rows(settings.rows, model.config.context)
+    folder, log = (
+        journey.folder / plan.stage,
+        RunLog(notes / plan.stage, journey.fence, runtime.processes.first),
+    )
+    rows = micro.rows(runtime.processes.share(settings.rows), model.config.context)
     attention = chosen_attention(journey, model.config, rows, log, notes)
-    losses = compiled_token_losses(runtime, attention.backend)
+    parallel = in_parallel(model, losses_of(model, runtime, attention.backend), runtime)
     held_out = {"": token_set(journey, "val")}
     if plan.chat:
         held_out["chat_"] = token_set(journey, "chat_val")
@@ -87,19 +93,19 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
     def evaluate(step: int) -> dict[str, float]:
         measures: dict[str, float] = {}
         for prefix, tokens in held_out.items():
-            v = validate(model, once(tokens), token_bytes, losses, runtime)
+            v = validate(model, once(tokens), token_bytes, parallel.measured, runtime)
             measures |= {f"{prefix}bpb": v.bpb, f"{prefix}loss": v.loss}
         if all(map(math.isfinite, measures.values())):  # else the weights are spoiled, and the loop stops
             _sample(journey, model, tokenizer, log, folder, step, plan.chat)
         return measures
 
-    optimizers = Optimizers(model, recipe.optim, runtime.dtype, runtime.compile)
+    optimizers = Optimizers(model, recipe.optim, runtime.dtype, runtime.compile, runtime.parallel)
     return Parts(
         model,
         optimizers,
         recipe.optim,
         plan.rows(packed),
-        losses,
+        parallel.losses,
         micro,
         evaluate,
         runtime,
@@ -107,6 +113,7 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         folder,
         log,
         journey.console,
+        quietly=parallel.quietly,
     )
 
 
@@ -114,13 +121,19 @@ def train_stage(journey: Journey, plan: Plan) -> dict[str, Any]:
     """Train one stage and return its summary."""
     parts = assemble(journey, plan, plan.begin, journey.folder)
     folder = journey.stage_folder(plan.stage)
-    parts = replace(
-        parts,
-        shares=shares_of_peak(journey.folder, parts.model.config, journey.runtime),
-        watchdog=Watchdog(stacks_file(journey.folder, rank=0), journey.recipe.runtime.hang_s),
-    )
+    processes = journey.runtime.processes
+    if processes.first:
+        parts = replace(parts, shares=shares_of_peak(journey.folder, parts.model.config, journey.runtime))
+    if processes.count > 1:
+        parts.log.event("processes", count=processes.count, parallel=journey.runtime.parallel)
+    watchdog = Watchdog(stacks_file(journey.folder, processes.rank), journey.recipe.runtime.hang_s)
+    parts = replace(parts, watchdog=watchdog)
     state = Loop(parts).run()
     parts.log.event("done", step=state.step)
+    return processes.by_first(lambda: _summary(parts, folder, state))
+
+
+def _summary(parts: Parts, folder: Path, state: State) -> dict[str, Any]:
     last = read_rows(folder / "metrics.jsonl")[-1]
     final = read_rows(folder / "evals.jsonl")[-1]
     return {
@@ -139,15 +152,22 @@ def train_stage(journey: Journey, plan: Plan) -> dict[str, Any]:
 def chosen_attention(journey: Journey, config: ModelConfig, rows: int, log: RunLog, notes: Path) -> Choice:
     """The attention backend for microbatches of `rows` rows, timed once in a run for a machine and a shape.
 
+    Several processes take what the first finds.
+
     It is remembered in `notes`, the run's folder, because two backends round differently: a resumed run shall
     go on with the one it began with, even if a second timing would prefer another.
     """
+    found = journey.runtime.processes.by_first(lambda: _found_attention(journey, config, rows, log, notes))
+    return activated(found)
+
+
+def _found_attention(journey: Journey, config: ModelConfig, rows: int, log: RunLog, notes: Path) -> Choice:
     runtime, file = journey.runtime, notes / ATTENTION
     key = attention_key(runtime, config, rows)
     known: list[dict[str, Any]] = read_json(file) if file.exists() else []
     before = next((entry for entry in known if entry["for"] == key), None)
     if before is not None and trouble(before["backend"], runtime, config) is None:
-        return activated(Choice(before["backend"], before["milliseconds"], before["left_out"]))
+        return Choice(before["backend"], before["milliseconds"], before["left_out"])
     choice = choose(runtime, config, rows)
     if runtime.device.type == "cuda" or runtime.attention != "auto":  # elsewhere there is nothing to choose
         log.event("attention", **asdict(choice))
@@ -189,21 +209,23 @@ def _sample(
     step: int,
     chat: bool,
 ) -> None:
-    """Write what the model makes of the fixed prompts: the reel of it growing up."""
+    """Write what the model makes of the fixed prompts: the reel of it growing up.
+
+    Several processes each continue some of them.
+    """
     settings = journey.recipe.eval
     prompts = {p: [tokenizer.eot_id, *tokenizer.encode(p)] for p in settings.prompts}
     if chat:
         prompts |= {q: render_prompt([Message("user", q)], tokenizer) for q in settings.questions}
     written = {row["prompt"] for row in read_rows(folder / "samples.jsonl") if row["step"] == step}
-    engine = Engine(model, journey.runtime)
+    engine = Engine(plain_copy(model, journey.runtime), journey.runtime)
     sampling = Sampling(
         temperature=settings.temperature,
         max_tokens=settings.sample_tokens,
         seed=journey.runtime.seed_for("samples"),
     )
-    replies = engine.generate(
-        list(prompts.values()), sampling, stop_ids=(tokenizer.eot_id, tokenizer.im_end_id)
-    )
+    stop_ids = (tokenizer.eot_id, tokenizer.im_end_id)
+    replies = dealt_replies(engine, list(prompts.values()), sampling, stop_ids, journey.runtime.processes)
     for prompt, reply in zip(prompts, replies, strict=True):
         if prompt not in written:  # a run that was killed between samples and evaluation made them before
             log.sample(step, prompt, tokenizer.decode(reply.ids))

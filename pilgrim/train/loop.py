@@ -4,9 +4,9 @@
     now and then:      check that losses are finite, save a checkpoint, evaluate and sample
     always:            a stopped run goes on from its last checkpoint, to the same bits
 
-Everything that determines the future is in a checkpoint: weights, optimizer state, the loader's
-position, the step, and the size of a microbatch. Schedules are functions of the step, and random numbers
-have names (core/runtime.py), so there is nothing else to save.
+Everything that determines the future is in a checkpoint (train/keeping.py). Saving one stops training only
+for a copy: it is written in the background. It is durable before an evaluation goes on record, before the
+next one is saved, and before the loop ends, for whatever reason.
 
 Nothing in a step waits for the device, so that a GPU has its next work before it is done with this: batches
 are made ahead by a thread (data/prefetch.py) and counted before they are copied, and losses are looked at
@@ -14,16 +14,16 @@ only now and then.
 """
 
 import math
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch.profiler import record_function
 
-from pilgrim.core.checkpoint import LATEST, CheckpointStore
+from pilgrim.core.checkpoint import CheckpointStore
 from pilgrim.core.compiling import keep_compiled
 from pilgrim.core.console import Console
 from pilgrim.core.errors import Stopped
@@ -41,8 +41,8 @@ from pilgrim.train.grow import grown_batches, phase_at, phases
 from pilgrim.train.health import NonFiniteLoss
 from pilgrim.train.keeping import State, keep, put_back
 from pilgrim.train.settings import TrainSettings
-from pilgrim.train.step import StepResult, TokenLosses
-from pilgrim.train.stopping import stop_asked
+from pilgrim.train.step import Quietly, StepResult, TokenLosses
+from pilgrim.train.stopping import Agreed, stop_asked
 
 LOOK_EVERY = 10  # steps between looks at the losses: each look waits for the device
 
@@ -65,6 +65,7 @@ class Parts:
     console: Console
     shares: Callable[[float], dict[str, float]] = lambda tokens_per_s: {}  # of the machine's peak
     watchdog: Watchdog = UNWATCHED
+    quietly: Quietly = nullcontext  # around all microbatches but the last (train/parallel.py)
 
 
 @dataclass
@@ -84,14 +85,18 @@ class Loop:
         assert settings.rows and settings.steps
         self.parts, self.steps = parts, settings.steps
         self.phases = phases(settings.grow, settings.steps, settings.rows, parts.model.config.context)
-        self.store = CheckpointStore(parts.folder / "checkpoints")
+        self.processes = parts.runtime.processes
+        self.store = CheckpointStore(
+            parts.folder / "checkpoints", processes=self.processes, fence=parts.log.fence
+        )
         self.state = State()
         self.window = Window()
         self.gradients = Gradients(
-            parts.model, parts.losses, parts.micro, parts.runtime, parts.log, parts.console
+            parts.model, parts.losses, parts.micro, parts.runtime, parts.log, parts.console, parts.quietly
         )
-        self.saved: tuple[int, Path] | None = None  # the newest checkpoint: its step and its folder
-        self.began_s = time.perf_counter()
+        self.saved: int | None = None  # the step of the newest checkpoint
+        self.began_s = self.started_s = time.perf_counter()
+        self.spent_s = 0.0  # device-seconds, before this process
 
     def run(self) -> State:
         """Train to the end. Raises NonFiniteLoss if it diverges, OutOfMemory if memory does not suffice,
@@ -99,9 +104,11 @@ class Loop:
         """
         parts, settings, state = self.parts, self.parts.settings, self._resume()
         made = grown_batches(parts.rows, self.phases, state.step, state.position)
-        with parts.watchdog.watching(), Prefetch(made, parts.runtime.device) as stream:
+        shares = ((batch.share(self.processes), position) for batch, position in made)
+        with parts.watchdog.watching(), Prefetch(shares, parts.runtime.device) as stream, self.store:
             self.prepare()
-            with stop_asked() as stop, parts.console.progress(self.steps, "step", state.step) as progress:
+            with stop_asked() as asked, parts.console.progress(self.steps, "step", state.step) as progress:
+                stop = Agreed(asked, self.processes)
                 self._evaluate_if_due()
                 self.window = Window()
                 while state.step < self.steps:
@@ -124,9 +131,9 @@ class Loop:
                             if evaluate:
                                 self._evaluate_if_due()
                         self.window = Window()  # the clock of training stands still meanwhile
-                if stopping := stop():  # asked for during the last evaluation
+                if stopping := stop.now():  # asked for during the last evaluation
                     self._stop(stopping)
-        state.elapsed_s = time.perf_counter() - self.began_s
+        self._count_time()
         return state
 
     def prepare(self) -> None:
@@ -138,6 +145,7 @@ class Loop:
         coming = [phase for phase in self.phases if self.state.step < phase.end]
         if not coming:
             return
+        self.gradients.recall()
         if parts.runtime.compile:
             parts.console.say(
                 "compiling the training step: a minute or two the first time, "
@@ -146,9 +154,10 @@ class Loop:
         if parts.runtime.device.type == "cuda" and parts.micro.given is None and parts.micro.tokens is None:
             largest = max(coming, key=lambda phase: (phase.context, phase.rows))
             self.gradients.fit(largest, parts.optimizers.missing_bytes())
-        if parts.runtime.compile:
+        # Several processes settle by it how gradients are sent, too: a resumed run adds in the same order.
+        if parts.runtime.compile or self.processes.count > 1:
             for phase in {(phase.rows, phase.context, phase.window): phase for phase in coming}.values():
-                few = blank(parts.micro.rows(phase.rows, phase.context), phase.context)
+                few = blank(self.gradients.rows(phase), phase.context)
                 self.gradients.of(few, phase, self.state.step)
             parts.optimizers.rehearse()
             parts.log.event("compiled", elapsed_s=time.perf_counter() - began_s)
@@ -212,9 +221,8 @@ class Loop:
 
         No learning rate can mend that, so a checkpoint of just these weights is removed.
         """
-        if self.saved and self.saved[0] == updates:
-            (self.store.folder / LATEST).unlink(missing_ok=True)
-            shutil.rmtree(self.saved[1])
+        if self.saved == updates:
+            self.store.remove(updates)
         kept = self.store.steps()[-1:]
         self.parts.log.event("non_finite_loss", step=step, **measured, kept=kept)
         found = " and ".join(f"{name} = {value}" for name, value in measured.items())
@@ -225,27 +233,41 @@ class Loop:
         )
 
     def _stop(self, signal_number: int) -> None:
+        self.store.wait()
         self.parts.log.event("stopped", step=self.state.step)
         raise Stopped(signal_number)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate at step 0, every `eval_every` steps and at the end, unless that is already on record."""
+        """Evaluate at step 0, every `eval_every` steps and at the end, unless that is already on record.
+
+        Meanwhile the checkpoint of this step is written. It is durable before the measures are on record.
+        """
         state, settings = self.state, self.parts.settings
-        due = state.step % settings.eval_every == 0 or state.step == settings.steps
-        records = read_rows(self.parts.folder / "evals.jsonl")
-        if not due or any(row["step"] == state.step for row in records):
+        if state.step % settings.eval_every and state.step != settings.steps:
             return
-        measures = self.parts.evaluate(state.step)
+        records = self.processes.by_first(lambda: read_rows(self.parts.folder / "evals.jsonl"))
+        known = next((row for row in records if row["step"] == state.step), None)
+        measures = known or self.parts.evaluate(state.step)
         if not all(map(math.isfinite, measures.values())):
             self._diverged(state.step, state.step, **measures)
-        if state.step and measures["bpb"] <= min((row["bpb"] for row in records), default=math.inf):
-            self.store.mark_best(state.step)
-        self.parts.log.evaluation(state.step, **measures)  # last: what is on record is not done again
+        if state.best_bpb is None or measures["bpb"] <= state.best_bpb:
+            state.best_bpb = measures["bpb"]
+            if state.step and not known:
+                self.store.mark_best(state.step)
+        if not known:
+            self.store.wait()
+            self.parts.log.evaluation(state.step, **measures)  # last: what is on record is not done again
 
     def _save(self) -> None:
-        parts, self.state.elapsed_s = self.parts, time.perf_counter() - self.began_s
-        folder = keep(self.store, self.state, parts.model, parts.optimizers, parts.micro)
-        self.saved = self.state.step, folder
+        parts = self.parts
+        self._count_time()
+        keep(self.store, self.state, parts.model, parts.optimizers, parts.micro)
+        self.saved = self.state.step
+
+    def _count_time(self) -> None:
+        now_s, state = time.perf_counter(), self.state
+        state.elapsed_s = now_s - self.began_s
+        state.device_s = self.spent_s + (now_s - self.started_s) * self.processes.count
 
     def _resume(self) -> State:
         parts = self.parts
@@ -259,9 +281,10 @@ class Loop:
             parts.log.rewind(-1)
             parts.log.event("start", steps=parts.settings.steps)
             return self.state
-        self.saved = found.step, found.folder
+        self.saved = found.step
         self.state = put_back(found, parts.model, parts.optimizers, parts.micro)
         self.began_s -= self.state.elapsed_s  # as if there had been no interruption
+        self.spent_s = self.state.device_s
         parts.log.rewind(found.step)
         parts.log.event("resume", step=found.step)
         parts.console.say(f"goes on from step {found.step} of {parts.settings.steps}")

@@ -3,6 +3,10 @@
 A machine that is taken away sends SIGTERM and leaves a minute; the loop finishes its step, saves, and ends. A second
 signal ends the process at once. But when a whole machine shuts down, every process is sent one, and a launcher
 passes its own on to those it has started; so what comes within a second of the first counts as the same.
+
+A signal reaches several processes at different steps, and they must stop after the same one. So at every
+step each says whether it was asked, and hears what all have said at the step before: an answer that has had a
+step's time to arrive, so that nobody waits for it.
 """
 
 import signal
@@ -11,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from pilgrim.core.processes import Processes
 
 ONE_WAVE_S = 1.0
 
@@ -46,3 +52,22 @@ def stop_asked() -> Iterator[Callable[[], int]]:
         yield lambda: asked
     finally:
         restore()
+
+
+class Agreed:
+    """The flag of any process, in all of them: a signal's number, or 0. To be read once a step, by all."""
+
+    def __init__(self, asked: Callable[[], int], processes: Processes) -> None:
+        self._asked, self._processes = asked, processes
+        self._before: Callable[[], int] = lambda: 0
+
+    def __call__(self) -> int:
+        """What any process had been asked when this was read the step before; alone: when it is read."""
+        if self._processes.count == 1:
+            return self._asked()
+        before, self._before = self._before, self._processes.most_soon(self._asked())
+        return before()
+
+    def now(self) -> int:
+        """What any has been asked by now. Waits for the others."""
+        return max(self(), self())
