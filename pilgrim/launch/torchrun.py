@@ -14,6 +14,7 @@ which the supervisor, who waits for days, shall not hold.
 """
 
 import json
+import logging
 import os
 import sys
 import uuid
@@ -33,6 +34,8 @@ from pilgrim.launch.verdict import CRASHED, DONE, MEND, REPORT
 from pilgrim.launch.worker import ERROR_FILE
 from pilgrim.stages.recipe import TRAINED, Recipe, load_recipe
 
+# What torch says on stderr of a rank that ended; the supervisor says it better.
+TALKATIVE = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
 STOP_S = 60  # from SIGTERM to SIGKILL; a rank has saved its checkpoint by then, or hangs
 
 
@@ -83,6 +86,8 @@ def launch(processes: int, folder: Path, arguments: Sequence[str]) -> int:
 
     How ranks ended goes to `folder`/report.json, if one ended badly.
     """
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[PARENT] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, machine.cores() // processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(STOP_S))
