@@ -86,7 +86,8 @@ def run_journey(
     notes = list(runtime.notes)
     if any(stage in TRAINED and not _done(journey.folder, stage) for stage in stages):
         notes += fit.check(recipe, runtime)
-    with only_writer(journey.folder) as fence:
+    with only_writer(journey.folder):
+        fence = fences.take(journey.folder)
         journey = replace(journey, fence=fence)
         if begun(journey.folder):
             refuse_changes(journey.folder, recipe, accept_changes, fence)
@@ -197,11 +198,10 @@ def refuse_changes(folder: Path, recipe: Recipe, accept_changes: bool, fence: Fe
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[Fence]:
+def only_writer(folder: Path) -> Iterator[None]:
     """Hold the run's folder, which is made if it is not there; a process that was killed holds nothing.
 
-    The lock keeps out a second run on this machine. Whatever a lock does not reach (core/fence.py) is kept
-    out by the fence that is taken here.
+    This keeps out another process of this machine. What a lock does not reach is kept out by a fence.
 
     Raises PilgrimError if another process holds it, or if it can't be written to.
     """
@@ -218,7 +218,7 @@ def only_writer(folder: Path) -> Iterator[Fence]:
                 f"{folder}: another process is at work in this run; "
                 "wait for it, or give this one another name with name=…"
             ) from error
-        yield fences.take(folder)
+        yield
 
 
 def _tidy(folder: Path) -> None:
