@@ -7,7 +7,6 @@ it. Stages never hand each other Python objects, so the walk can stop anywhere, 
 """
 
 import fcntl
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -52,6 +51,11 @@ class Journey:
     console: Console
     fence: Fence | None = None  # None for who only looks on
 
+    def may_write(self) -> None:
+        """Raises Fenced if the run was started again meanwhile."""
+        if self.fence:
+            self.fence.check()
+
     def stage_folder(self, stage: str) -> Path:
         """Where a stage writes; made if it is not there."""
         folder = self.folder / stage
@@ -94,7 +98,6 @@ def run_journey(
         else:
             hashes = {name: sha256_file(file) for name, file in _data_files(recipe).items()}
             write_provenance(journey.folder, command=sys.argv, seed=recipe.seed, data_hashes=hashes)
-        _tidy(journey.folder)
         write_atomic(journey.folder / "recipe.toml", dump_toml(recipe))
         for note in notes:
             journey.console.say(note)
@@ -143,9 +146,8 @@ def run_stage(journey: Journey, stage: str, again: bool = False) -> None:
     summary = work(journey)
     # A stage that goes on where it was stopped counts for itself, with the time before it was stopped.
     elapsed_s = summary.pop("elapsed_s", time.perf_counter() - began)
-    if journey.fence:
-        journey.fence.check()
-    write_json_atomic(done, {"stage": stage, "elapsed_s": elapsed_s, "summary": summary})
+    result = {"stage": stage, "elapsed_s": elapsed_s, "summary": summary}
+    write_json_atomic(done, result, journey.may_write)
 
 
 def _done(run: Path, stage: str) -> bool:
@@ -219,15 +221,6 @@ def only_writer(folder: Path) -> Iterator[None]:
                 "wait for it, or give this one another name with name=…"
             ) from error
         yield
-
-
-def _tidy(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed, or that only think they still are."""
-    for left in [*folder.rglob(".tmp-*")]:
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
 
 
 def _data_files(recipe: Recipe) -> dict[str, Path]:

@@ -86,7 +86,9 @@ def together(count: int, work: Work, folder: Path) -> list[Any]:
     """Every process's answer, by rank; None of one that died."""
     context = multiprocessing.get_context("forkserver")
     # What a first sharded tensor would import, once for all
-    context.set_forkserver_preload(["pilgrim.core.checkpoint_write", "torch._dynamo.variables.torch_function"])
+    context.set_forkserver_preload(
+        ["pilgrim.core.checkpoint_write", "torch._dynamo.variables.torch_function"]
+    )
     answers = context.Queue()
     started = [
         context.Process(target=one, args=(rank, count, work, folder, answers)) for rank in range(count)
