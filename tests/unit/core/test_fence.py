@@ -22,8 +22,8 @@ from pilgrim.core.runlog import RunLog
 
 def sentence(folder: Path, mine: int, now: str) -> str:
     return (
-        f"{folder}: this process belongs to start {mine} of the run, but start {now} is at work there by now, "
-        "so it writes nothing more; end this process"
+        f"{folder}: this process belongs to start {mine} of the run, but start {now} is at work there by "
+        "now, so it writes nothing more; end this process"
     )
 
 
