@@ -4,8 +4,8 @@
     python benchmarks/corrupt.py --times 10000 --seed 7
 
 Three steps of small tensors are saved. Then the newest is damaged in a way and a place that a seeded die
-picks, in a fresh copy each time, and the newest whole step is asked for. Found means: the damage was told in a
-sentence, and what was loaded is an earlier step, to the bit. Prints a line for each kind.
+picks, in a fresh copy each time, and the newest whole step is asked for. Found means: the damage was told in
+a sentence, and what was loaded is an earlier step, to the bit. Prints a line for each kind.
 """
 
 import argparse
