@@ -132,8 +132,9 @@ class CheckpointStore:
             return
         if self._processes.first:
             shutil.rmtree(self._temporary(step), ignore_errors=True)
+        if isinstance(error, OSError | PilgrimError):
+            self._check_fence()  # a ghost's files were removed under its hands: that is why
         if isinstance(error, OSError):
-            self._check_fence()  # a ghost's files were removed under its hands
             why = f"{explain(error, self._path(step))}; {self._safe(step)}"
             raise PilgrimError(f"step {step} could not be saved in {self.folder}: {why}") from error
         raise error
@@ -163,8 +164,7 @@ class CheckpointStore:
             return
         if step not in self.steps():
             raise CheckpointError(f"{self.folder} holds no step {step} to mark as best; save it first")
-        self._check_fence()
-        write_atomic(self.folder / BEST, self._path(step).name + "\n")
+        self._point(BEST, step)
 
     def remove(self, step: int) -> None:
         """Removes a step, if it is there: one that nobody should go on from."""
@@ -177,7 +177,7 @@ class CheckpointStore:
                 self._set_aside(self._path(step))
                 self._remove_leftovers()
             for newest in earlier:
-                write_atomic(self.folder / LATEST, self._path(newest).name + "\n")
+                self._point(LATEST, newest)
         self._gathered(None)
 
     # Reading ------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ class CheckpointStore:
             self._set_aside(final)
         temporary.rename(final)
         sync_folder(self.folder)
-        write_atomic(self.folder / LATEST, final.name + "\n")
+        self._point(LATEST, step)
         with explained("tidied", self.folder):
             self._rotate(step)
 
@@ -308,6 +308,10 @@ class CheckpointStore:
         """Of each start of the run another, so that a ghost's rename finds nothing."""
         epoch = f"-e{self._fence.epoch}" if self._fence else ""
         return self.folder / f"{TEMPORARY}{self._path(step).name}{epoch}"
+
+    def _point(self, pointer: str, step: int) -> None:
+        """Let LATEST or BEST name a step."""
+        write_atomic(self.folder / pointer, self._path(step).name + "\n", self._check_fence)
 
     def _named(self, pointer: str) -> int | None:
         """The step that LATEST or BEST names, if it is there."""

@@ -8,15 +8,17 @@ on reads the file first; if it names another start, the writer is a ghost, and r
 
     .epoch      7 9f86d081884c7d65        the seventh start of this run
 
-A check and the write behind it are two operations, and a process can be suspended in between. Therefore
-nothing large hangs on a check alone: a file is written under a temporary name, a start removes the temporary
-files of those before it, and so the ghost's rename fails. What is left is a row of a log whose writer was
-suspended in those few microseconds. (The idea: Kleppmann, "How to do distributed locking", 2016, where the
-storage itself compares the numbers; a file system can't.)
+A check and the write behind it are two operations, and a process can be suspended in between. Therefore a
+check is not all: whatever replaces something is written under a temporary name first, then comes the check,
+then the rename; and a start removes all temporary files after it has taken its number. So a ghost's rename
+fails, if it was not done before. What is left is a row of a log, whose writer was suspended in those few
+microseconds. (The idea: Kleppmann, "How to do distributed locking", 2016, where the storage itself compares
+the numbers; a file system can't.)
 """
 
 import os
 import secrets
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +54,7 @@ class Fence:
 def take(folder: Path) -> Fence:
     """Begin the next epoch of the run in `folder`; every fence taken before refuses from now on.
 
+    Then removes the temporary files in it, of writers that were killed, or that only think they are at work.
     The token tells apart two starts that took the same number at once. It decides nothing else, so it is
     drawn from the system and not from the run's seed.
     """
@@ -59,6 +62,11 @@ def take(folder: Path) -> Fence:
     before = _read(file).split(b" ")[0]
     fence = Fence(file, int(before) + 1 if before.isdigit() else 1, secrets.token_hex(8))
     write_atomic(file, fence._line())
+    for left in [*folder.rglob(".tmp-*")]:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
     return fence
 
 

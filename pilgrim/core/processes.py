@@ -130,6 +130,7 @@ class Processes:
 
 
 ALONE = Processes()
+_joined: Processes | None = None
 
 
 def here() -> Processes:
@@ -145,12 +146,13 @@ def joined(device: torch.device, timeout_s: float = DEVICE_TIMEOUT_S) -> Iterato
     """While inside, the processes of the run can talk; between devices for at most `timeout_s` at a time.
 
     An error that several processes meet alike is told by one of them; from the others' contexts comes
-    ToldElsewhere. After an error nothing is taken down in order, since the others may never come to help:
-    the process is to end, and its connections with it.
+    ToldElsewhere. After an error nothing is taken down in order, since the others may never come to help: the
+    process is to end, and its connections with it. Within another such context, this one does nothing.
     """
+    global _joined  # as torch's own group is
     found = here()
-    if found.count == 1:
-        yield found
+    if found.count == 1 or dist.is_initialized():
+        yield _joined or found
         return
     on_gpu = device.type == "cuda"
     store, rank, count = next(iter(rendezvous("env://")))
@@ -163,14 +165,16 @@ def joined(device: torch.device, timeout_s: float = DEVICE_TIMEOUT_S) -> Iterato
         device_id=device if on_gpu else None,
     )
     patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_S))
+    _joined = Processes(found.rank, found.count, found.local_rank, patient)
     try:
-        yield Processes(found.rank, found.count, found.local_rank, patient)
+        yield _joined
     except ToldElsewhere:
         raise
     except PilgrimError as error:
         if _somebody_says(store, str(error)):
             raise ToldElsewhere(str(error)) from error
         raise
+    _joined = None
     dist.destroy_process_group()
 
 

@@ -64,12 +64,11 @@ class RunLog:
 
     def rewind(self, step: int) -> None:
         """Drops the rows after `step`, each file atomically, and keeps the rest byte by byte."""
-        self._check_fence()
         for name in STEPPED:
             path = self._path(name)
             if self._writes and path.exists():
                 kept = [line for line, row in _lines_and_rows(path) if row["step"] <= step]
-                write_atomic(path, b"".join(kept))
+                write_atomic(path, b"".join(kept), self._check_fence)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.jsonl"

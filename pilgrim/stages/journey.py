@@ -10,7 +10,6 @@ and does by itself what can't be divided, tokenizer and shards among it; the oth
 """
 
 import fcntl
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -57,6 +56,11 @@ class Journey:
     console: Console
     fence: Fence | None = None  # None for who only looks on
 
+    def may_write(self) -> None:
+        """Raises Fenced if the run was started again meanwhile."""
+        if self.fence:
+            self.fence.check()
+
     def stage_folder(self, stage: str) -> Path:
         """Where a stage writes; made if it is not there."""
         folder = self.folder / stage
@@ -91,7 +95,8 @@ def run_journey(
         notes = list(runtime.notes)
         if any(stage in TRAINED and not _done(journey.folder, stage) for stage in stages):
             notes += fit.check(recipe, runtime)
-        with only_writer(journey.folder, runtime.processes) as fence:
+        with only_writer(journey.folder, runtime.processes):
+            fence = runtime.processes.by_first(lambda: fences.take(journey.folder))
             journey = replace(journey, fence=fence)
             runtime.processes.by_first(lambda: _begin(journey, accept_changes))
             for note in notes:
@@ -111,7 +116,6 @@ def _begin(journey: Journey, accept_changes: bool) -> None:
     else:
         hashes = {name: sha256_file(file) for name, file in _data_files(recipe).items()}
         write_provenance(folder, command=sys.argv, seed=recipe.seed, data_hashes=hashes)
-    _tidy(folder)
     write_atomic(folder / "recipe.toml", dump_toml(recipe))
 
 
@@ -167,13 +171,7 @@ def run_stage(journey: Journey, stage: str, again: bool = False) -> None:
     # A stage that goes on where it was stopped counts for itself, with the time before it was stopped.
     elapsed_s = summary.pop("elapsed_s", time.perf_counter() - began)
     row = {"stage": stage, "elapsed_s": elapsed_s, "summary": summary}
-    processes.by_first(lambda: _finish(journey, done, row))
-
-
-def _finish(journey: Journey, done: Path, row: dict[str, Any]) -> None:
-    if journey.fence:
-        journey.fence.check()
-    write_json_atomic(done, row)
+    processes.by_first(lambda: write_json_atomic(done, row, journey.may_write))
 
 
 def _done(run: Path, stage: str) -> bool:
@@ -226,11 +224,10 @@ def refuse_changes(folder: Path, recipe: Recipe, accept_changes: bool, fence: Fe
 
 
 @contextmanager
-def only_writer(folder: Path, processes: Processes = ALONE) -> Iterator[Fence]:
+def only_writer(folder: Path, processes: Processes = ALONE) -> Iterator[None]:
     """Hold the run's folder, which is made if it is not there; a process that was killed holds nothing.
 
-    The lock keeps out a second run on this machine. Whatever a lock does not reach (core/fence.py) is kept
-    out by the fence that is taken here.
+    This keeps out another process of this machine. What a lock does not reach is kept out by a fence.
 
     Of the processes of a run, the first does that for all.
 
@@ -238,11 +235,11 @@ def only_writer(folder: Path, processes: Processes = ALONE) -> Iterator[Fence]:
     """
     with ExitStack() as held:
 
-        def hold() -> Fence:
+        def hold() -> None:
             held.enter_context(_locked(folder))
-            return fences.take(folder)
 
-        yield processes.by_first(hold)
+        processes.by_first(hold)
+        yield
 
 
 def _locked(folder: Path) -> IO[str]:
@@ -261,15 +258,6 @@ def _locked(folder: Path) -> IO[str]:
             "wait for it, or give this one another name with name=…"
         ) from error
     return lock
-
-
-def _tidy(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed, or that only think they still are."""
-    for left in [*folder.rglob(".tmp-*")]:
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
 
 
 def _data_files(recipe: Recipe) -> dict[str, Path]:

@@ -160,6 +160,7 @@ class Loop:
                 few = blank(self.gradients.rows(phase), phase.context)
                 self.gradients.of(few, phase, self.state.step)
             parts.optimizers.rehearse()
+        if parts.runtime.compile:
             parts.log.event("compiled", elapsed_s=time.perf_counter() - began_s)
 
     def step(self, batch: Batch) -> None:

@@ -72,7 +72,7 @@ DOCUMENTS = {
 }
 # What a walk leaves that depends on time, or on where it was interrupted.
 VARIES = {"events.jsonl", "timings.jsonl", "provenance.json", "report.html", ".lock", "LATEST", "BEST"}
-VARIES |= {"peak.json"}
+VARIES |= {"peak.json", ".epoch"}
 VARIES_IN_A_CHECKPOINT = {"state.json", "manifest.json"}
 TIMES = ("elapsed_s", "train_s", "tokens_per_s", "mfu", "mfu_spec")
 
