@@ -4,22 +4,23 @@
     python benchmarks/kill.py --kills 20          fewer
     python benchmarks/kill.py --table             what was found so far
 
-A *walk* is a whole journey of a tiny model, started again and again. Each start but the last dies (SIGKILL: no
-warning, no cleaning up) at a point that was drawn beforehand. Afterwards everything that a run is for must be the
-same to the bit as in an undisturbed run of as many processes: every row of metrics (as hexadecimal floats), every
-measure and sample, and the weights of each stage.
+A *walk* is a whole journey of a tiny model, started again and again. Each start but the last dies (SIGKILL:
+no warning, no cleaning up) at a point that was drawn beforehand. Afterwards everything that a run is for
+must be the same to the bit as in an undisturbed run of as many processes: every row of metrics (as
+hexadecimal floats), every measure and sample, and the weights of each stage.
 
-Some points are hard to hit from outside: in the middle of writing a file, or when it is written and not renamed
-yet. So the victim springs the trap itself. Python tells an *audit hook* of every file that is opened and every
-rename before it happens (PEP 578); ours counts them and kills its own process at the one that was drawn, or a
-moment later. The code under test is the real one, and knows nothing of it.
+Some points are hard to hit from outside: in the middle of writing a file, or when it is written and not
+renamed yet. So the victim springs the trap itself. Python tells an *audit hook* of every file that is
+opened and every rename before it happens (PEP 578); ours counts them and kills its own process at the one
+that was drawn, or a moment later. The code under test is the real one, and knows nothing of it.
 
-When one rank of two is killed, the other is treated as torchrun would (asked to stop, killed if it does not), or it
-is lost in the same moment, as with a machine. Two kinds go through the real `pilgrim run`: its supervisor is killed,
-and must take everything with it; or what it has started is killed, and it must start that again by itself.
+When one rank of two is killed, the other is treated as torchrun would (asked to stop, killed if it does
+not), or it is lost in the same moment, as with a machine. Two kinds go through the real `pilgrim run`: its
+supervisor is killed, and must take everything with it; or what it has started is killed, and it must start
+that again by itself.
 
-Walks are numbered and seeded, and each leaves its result in results.jsonl. So the program may be stopped, or started
-several times at once, and goes on with the walks that are left.
+Walks are numbered and seeded, and each leaves its result in results.jsonl. So the program may be stopped,
+or started several times at once, and goes on with the walks that are left.
 """
 
 import argparse
@@ -404,7 +405,9 @@ def table(folder: Path) -> str:
             cells = [str(count[stage] or "") for stage in STAGES]
             lines.append(f"| {processes} | {kind} | " + " | ".join(cells) + f" | {count.total()} |")
     differing = sum(bool(row["differs"]) for row in rows)
-    return "\n".join([*lines, "", f"{len(kills)} kills in {len(rows)} walks; {differing} walks ended differently"])
+    return "\n".join(
+        [*lines, "", f"{len(kills)} kills in {len(rows)} walks; {differing} walks ended differently"]
+    )
 
 
 def main() -> None:

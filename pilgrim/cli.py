@@ -8,9 +8,9 @@ That keeps `pilgrim --help` instant: importing torch alone takes seconds. Every 
 into exit code 130 (SIGTERM: 143) with the command that goes on. Anything else is a bug of ours and keeps its
 traceback.
 
-`pilgrim run` is two things. Called by a person it is a supervisor, which starts the processes that do the work
-and starts them again when they fall (pilgrim/launch). They call the same command, and find in their environment
-that they are the ones to work.
+`pilgrim run` is two things. Called by a person it is a supervisor, which starts the processes that do the
+work and starts them again when they fall (pilgrim/launch). They call the same command, and find in their
+environment that they are the ones to work.
 """
 
 import difflib

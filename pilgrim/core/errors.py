@@ -39,7 +39,7 @@ class Fenced(PilgrimError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A person or the system asked the run to stop, and it did, after a step. Not an error: nothing is lost."""
+    """A person or the system asked the run to stop, and it did, after a step. No error: nothing is lost."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")

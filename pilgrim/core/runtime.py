@@ -71,7 +71,7 @@ class RuntimeSettings(Settings):
         "fsdp: gradients and weights too; auto: zero",
     )
     hang_s: float = Field(
-        default=600.0, gt=0, description="seconds without a step after which a process counts as hung, and ends"
+        default=600.0, gt=0, description="seconds without a step that end a process, as it must hang"
     )
 
 

@@ -1,18 +1,19 @@
 """A watchdog: a process that stands still leaves its stacks and ends.
 
-Several GPUs wait for one another in every step. If one of them never comes (a lost message, a stuck driver, an
-exception that nobody sees), all others wait for ever, without a word, and are paid for. Nothing written in Python
-can be relied on then, as Python itself waits. So the watch is kept by a thread of C, faulthandler's: unless it is
-told in time that a step was finished, it writes where each thread of the process stands into a file and ends the
-process. A supervisor then starts the run again (pilgrim/launch).
+Several GPUs wait for one another in every step. If one of them never comes (a lost message, a stuck driver,
+an exception that nobody sees), all others wait for ever, without a word, and are paid for. Nothing written
+in Python can be relied on then, as Python itself waits. So the watch is kept by a thread of C,
+faulthandler's: unless it is told in time that a step was finished, it writes where each thread of the
+process stands into a file and ends the process. A supervisor then starts the run again (pilgrim/launch).
 
     with watchdog.watching():             compiling, saving, evaluating may take long:
         while training:                       with watchdog.patient(): ...
             step()
             watchdog.alive()              from now on, again limit_s
 
-Who is asked to stop (SIGTERM) and does not get there either, because the others are dead, say, writes its stacks
-after some time too: torchrun kills it soon. And `kill -USR1 PID` writes them whenever a person wants to look.
+Who is asked to stop (SIGTERM) and does not get there either, because the others are dead, say, writes its
+stacks after some time too: torchrun kills it soon. And `kill -USR1 PID` writes them whenever a person wants
+to look.
 """
 
 import faulthandler

@@ -1,8 +1,8 @@
 """How many processes a run gets: one for each GPU, and one where there is none.
 
-torch knows best which GPUs are visible (drivers, CUDA_VISIBLE_DEVICES, slices of a GPU), but it takes seconds and
-hundreds of megabytes to import, and whoever starts processes has to stay small. So it is asked in a process of
-its own, and only where a machine shows signs of GPUs.
+torch knows best which GPUs are visible (drivers, CUDA_VISIBLE_DEVICES, slices of a GPU), but it takes
+seconds and hundreds of megabytes to import, and whoever starts processes has to stay small. So it is asked
+in a process of its own, and only where a machine shows signs of GPUs.
 """
 
 import shutil

@@ -1,9 +1,9 @@
 """A process that must not outlive the one that started it.
 
-If a supervisor is killed outright, it can tell nobody. Workers that went on without it would train, and write
-into the run's folder, beside whatever is started next. So each of them asks the kernel to be killed in the
-moment in which its parent ends (prctl(2), PR_SET_PDEATHSIG), which needs nobody's help. Only Linux offers that;
-elsewhere a thread looks once a second whether the parent is still the same.
+If a supervisor is killed outright, it can tell nobody. Workers that went on without it would train, and
+write into the run's folder, beside whatever is started next. So each of them asks the kernel to be killed
+in the moment in which its parent ends (prctl(2), PR_SET_PDEATHSIG), which needs nobody's help. Only Linux
+offers that; elsewhere a thread looks once a second whether the parent is still the same.
 
     supervisor  ->  torchrun  ->  rank 0, rank 1, ...       each dies with the one to its left
 """

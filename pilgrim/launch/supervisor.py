@@ -3,15 +3,17 @@
     pilgrim run  =  supervisor  ->  one rank                            one GPU, or none
                     supervisor  ->  torchrun  ->  rank 0, 1, 2, ...     several
 
-A run may last days, and machines fail: memory runs out, a GPU falls off the bus, a collective hangs. A checkpoint
-makes such a thing cost minutes, provided that somebody starts the run again. So a job that ended badly is started
-again, as a whole, after a pause that doubles. Two endings are final: what a person must mend (exit code 2) would
-come again, and who asked for a stop wants one.
+A run may last days, and machines fail: memory runs out, a GPU falls off the bus, a collective hangs. A
+checkpoint makes such a thing cost minutes, provided that somebody starts the run again. So a job that ended
+badly is started again, as a whole, after a pause that doubles. Two endings are final: what a person must
+mend (exit code 2) would come again, and who asked for a stop wants one.
 
-What crashes always at the same place must not go round for ever. Tries are counted, and the count begins anew when
-a checkpoint was made in between: a run of weeks survives any number of evictions, a bug none but a few.
+What crashes always at the same place must not go round for ever. Tries are counted, and the count begins
+anew when a checkpoint was made in between: a run of weeks survives any number of evictions, a bug none but
+a few.
 
-Nothing here imports torch. The supervisor holds 30 MB for as long as the run lasts, and wakes up when it ends.
+Nothing here imports torch. The supervisor holds 30 MB for as long as the run lasts, and wakes up when it
+ends.
 """
 
 import fcntl
@@ -135,7 +137,9 @@ def supervise(job: Job, most_tries: int, say: Callable[[str], None]) -> int:
                 return code
             if (by := stop.asked or ending.stopped_by) and (ending.stopped_by or ending.code < 0):
                 return 128 + by
-            if ending.code == AGAIN and not stop.asked:  # it halves its microbatch: that has an end of its own
+            if (
+                ending.code == AGAIN and not stop.asked
+            ):  # it halves its microbatch: that has an end of its own
                 continue
             tries.count()
             last = bool(stop.asked) or tries.failed >= tries.most
@@ -237,7 +241,7 @@ def _hung(logs: Path, before: Mapping[Path, int]) -> Path | None:
 
 
 def _killed_for_memory() -> int:
-    """How many processes the kernel has killed as memory ran out, since it started; 0 where it doesn't tell."""
+    """How many processes the kernel has killed for want of memory since it started; 0 where it doesn't tell."""
     try:
         counted = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
     except OSError:
@@ -275,7 +279,7 @@ def _pause(seconds: float, stop: Stop) -> None:
 
 
 def _wait_for_lock(file: Path, stop: Stop) -> None:
-    """Wait for those who were killed to be gone: until then, they hold the run's folder and the GPU's memory."""
+    """Wait until those who were killed are gone: they hold the run's folder, and the GPU's memory."""
     end_s = time.monotonic() + LOCK_S
     while file.exists() and stop.asked is None and time.monotonic() < end_s:
         with file.open("a") as lock:

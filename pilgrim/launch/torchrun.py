@@ -1,8 +1,9 @@
 """torchrun, with our settings: the process between the supervisor and the ranks.
 
-`torchrun` is a command around torch.distributed.launcher. It finds a free port at which the ranks can meet, tells
-each who it is, starts them, and watches. As soon as one ends badly it asks the others to stop (SIGTERM), and kills
-those that are still there a minute later. All of that is torch's; here are the settings:
+`torchrun` is a command around torch.distributed.launcher. It finds a free port at which the ranks can meet,
+tells each who it is, starts them, and watches. As soon as one ends badly it asks the others to stop
+(SIGTERM), and kills those that are still there a minute later. All of that is torch's; here are the
+settings:
 
 - a rank's stderr goes to a file, rank 0's to the console too, and only rank 0 writes to standard output;
 - nothing is restarted within the job (max_restarts=0). On gloo a restarted group met the leftovers of the one
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.launcher import LaunchConfig, elastic_launch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from pilgrim.core import machine
 from pilgrim.core.errors import PilgrimError, SettingsError

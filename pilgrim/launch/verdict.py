@@ -1,8 +1,9 @@
 """Why did a run end? From exit codes, signals and the ranks' last notes to one sentence.
 
-When one rank dies the others follow: their next collective fails, or torchrun asks them to stop. So of all the
-endings one has to be found that was the cause. A rank that was killed by a signal comes first, as nothing of ours
-sends one without need; then what a person must mend; then the earliest error; then those that were asked to stop.
+When one rank dies the others follow: their next collective fails, or torchrun asks them to stop. So of all
+the endings one has to be found that was the cause. A rank that was killed by a signal comes first, as
+nothing of ours sends one without need; then what a person must mend; then the earliest error; then those
+that were asked to stop.
 """
 
 import signal
@@ -83,8 +84,8 @@ def cause(endings: Sequence[Ending]) -> Ending:
 def sentence(ending: Ending, who: str, hung: Path | None = None, ran_out: bool = False) -> str:
     """What happened, and why, as far as it can be told.
 
-    `hung`: the file with its stacks, if the watchdog has ended it. `ran_out`: the kernel has counted processes
-    that it killed for want of memory.
+    `hung`: the file with its stacks, if the watchdog has ended it. `ran_out`: the kernel has counted
+    processes that it killed for want of memory.
     """
     if ending.code < 0:
         number = signal.Signals(-ending.code)

@@ -1,11 +1,12 @@
-"""One process of a run: a *rank*. It walks through the recipe beside the others, and is watched by a launcher.
+"""One process of a run: a *rank*. It walks through the recipe beside the others, and is watched by a
+launcher.
 
 Whoever starts ranks tells each its number in the environment (RANK and WORLD_SIZE): our own supervisor, or a
 torchrun of yours. `pilgrim run` is a rank where it finds them, and a supervisor where it doesn't.
 
-A rank owes its launcher two things. It ends when the launcher ends (lifeline.py). And it leaves a note of the
-error that it dies of, in the file that torch's launcher names in TORCHELASTIC_ERROR_FILE, so that a supervisor
-can say why the run stopped.
+A rank owes its launcher two things. It ends when the launcher ends (lifeline.py). And it leaves a note of
+the error that it dies of, in the file that torch's launcher names in TORCHELASTIC_ERROR_FILE, so that a
+supervisor can say why the run stopped.
 """
 
 import faulthandler

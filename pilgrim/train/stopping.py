@@ -1,8 +1,9 @@
 """Being asked to stop: SIGINT (Ctrl-C) and SIGTERM raise a flag, which the loop reads between two steps.
 
-A machine that is taken away sends SIGTERM and leaves a minute; the loop finishes its step, saves, and ends. A second
-signal ends the process at once. But when a whole machine shuts down, every process is sent one, and a launcher
-passes its own on to those it has started; so what comes within a second of the first counts as the same.
+A machine that is taken away sends SIGTERM and leaves a minute; the loop finishes its step, saves, and ends.
+A second signal ends the process at once. But when a whole machine shuts down, every process is sent one,
+and a launcher passes its own on to those it has started; so what comes within a second of the first counts
+as the same.
 
 A signal reaches several processes at different steps, and they must stop after the same one. So at every
 step each says whether it was asked, and hears what all have said at the step before: an answer that has had a
@@ -23,8 +24,8 @@ ONE_WAVE_S = 1.0
 
 @contextmanager
 def stop_asked() -> Iterator[Callable[[], int]]:
-    """While inside, SIGINT and SIGTERM only raise a flag, to be read at the end of a step: the signal's number,
-    or 0 if nobody has asked.
+    """While inside, SIGINT and SIGTERM only raise a flag, to be read at the end of a step: the signal's
+    number, or 0 if nobody has asked.
 
     A second signal does what it always did, at once. A signal that is ignored (nohup, a shell's `&`) stays
     so. Outside the main thread, where no handler can be set, the flag never rises.

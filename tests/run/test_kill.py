@@ -64,8 +64,8 @@ def rows(file: Path, n: int) -> Condition:
 def test_a_killed_walk_goes_on_to_the_same_bits(
     killer: Killer, walked: Path, tmp_path: Path, seed: int, outside: str
 ) -> None:
-    """In each stage: while a file is written, before it is renamed, in an evaluation, anywhere; and at last the
-    supervisor is killed, or what it has started. benchmarks/kill.py does so hundreds of times."""
+    """In each stage: while a file is written, before it is renamed, in an evaluation, anywhere; and at last
+    the supervisor is killed, or what it has started. benchmarks/kill.py does so hundreds of times."""
     struck = kill.walk(killer, tmp_path / "runs", 1, kill.plan(seed, 1, outside))
     assert len(struck) >= 4
     assert struck[-1].kind == outside

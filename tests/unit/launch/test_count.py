@@ -22,9 +22,7 @@ from pilgrim.launch import count
         (None, {"runtime": "nonsense"}, 2, 2),
     ],
 )
-def test_one_for_each_gpu(
-    asked: int | None, recipe: dict[str, Any], gpus: int, found: int
-) -> None:
+def test_one_for_each_gpu(asked: int | None, recipe: dict[str, Any], gpus: int, found: int) -> None:
     assert count.how_many(asked, recipe, lambda: gpus) == found
 
 

@@ -10,7 +10,9 @@ from pilgrim.launch.lifeline import PARENT
 
 ROOT = Path(__file__).parents[3]
 
-CHILD = "from pilgrim.launch.lifeline import die_with_parent; die_with_parent(); print('up', flush=True); input()"
+CHILD = (
+    "from pilgrim.launch.lifeline import die_with_parent; die_with_parent(); print('up', flush=True); input()"
+)
 # The middle process starts a child, and tells its first word on.
 MIDDLE = """
 import os, subprocess, sys

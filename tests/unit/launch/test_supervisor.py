@@ -1,4 +1,4 @@
-"""The supervisor, with jobs of a line or two in place of `pilgrim run`: what it starts again, and what not."""
+"""The supervisor, with jobs of a line or two in place of a walk: what it starts again, and what not."""
 
 import os
 import signal
@@ -57,7 +57,9 @@ def test_a_crash_is_followed_by_another_try(run: Path) -> None:
         f"{ended}; it starts again from the last checkpoint in 0 s (try 2 of 3)",
         f"{ended}; it starts again from the last checkpoint in 0 s (try 3 of 3)",
     ]
-    assert [(row["kind"], row["code"], row["failed_in_a_row"]) for row in read_rows(run / "events.jsonl")] == [
+    assert [
+        (row["kind"], row["code"], row["failed_in_a_row"]) for row in read_rows(run / "events.jsonl")
+    ] == [
         ("crashed", 7, 1),
         ("crashed", 7, 2),
     ]
@@ -79,7 +81,7 @@ def test_one_try(run: Path) -> None:
 
 def test_a_checkpoint_in_between_begins_the_count_anew(run: Path) -> None:
     """Saves up to its tenth start; then it dies thrice at the same place."""
-    code, _ = supervised(run, f"{COUNT} exec(\"if n <= 10: {SAVE}\"); sys.exit(1)")
+    code, _ = supervised(run, f'{COUNT} exec("if n <= 10: {SAVE}"); sys.exit(1)')
     assert (code, attempts()) == (1, 12)
 
 

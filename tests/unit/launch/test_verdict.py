@@ -30,7 +30,9 @@ def test_the_cause_is_found(endings: list[Ending], first: Ending) -> None:
     assert cause(endings[::-1]) == first
 
 
-@pytest.mark.parametrize(("code", "by"), [(130, "SIGINT"), (143, "SIGTERM"), (-2, "SIGINT"), (-15, "SIGTERM")])
+@pytest.mark.parametrize(
+    ("code", "by"), [(130, "SIGINT"), (143, "SIGTERM"), (-2, "SIGINT"), (-15, "SIGTERM")]
+)
 def test_a_stop_is_known(code: int, by: str) -> None:
     stopped_by = Ending(0, code).stopped_by
     assert stopped_by is not None and stopped_by.name == by
@@ -41,7 +43,9 @@ def test_no_other_ending_is_a_stop() -> None:
 
 
 def test_sentences() -> None:
-    assert sentence(KILLED, "rank 1").startswith("rank 1 was killed (SIGKILL); the kernel kills so when memory")
+    assert sentence(KILLED, "rank 1").startswith(
+        "rank 1 was killed (SIGKILL); the kernel kills so when memory"
+    )
     assert sentence(KILLED, "rank 1", ran_out=True).endswith("memory ran out, the kernel says")
     assert sentence(Ending(0, -11), "the run") == "the run crashed (SIGSEGV: Segmentation fault)"
     assert sentence(CRASHED, "rank 0") == (
