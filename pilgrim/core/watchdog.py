@@ -22,7 +22,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -66,6 +66,8 @@ class Watchdog:
         self._opened = None
         if self.file.stat().st_size == 0:
             self.file.unlink()
+            with suppress(OSError):  # others have left something there
+                self.file.parent.rmdir()
 
     def alive(self) -> None:
         """A step is finished. Costs half a millisecond once in a while, and else nothing."""

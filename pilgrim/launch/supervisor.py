@@ -241,7 +241,7 @@ def _hung(logs: Path, before: Mapping[Path, int]) -> Path | None:
 
 
 def _killed_for_memory() -> int:
-    """How many processes the kernel has killed for want of memory since it started; 0 where it doesn't tell."""
+    """How many processes the kernel has killed for want of memory so far; 0 where it doesn't tell."""
     try:
         counted = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
     except OSError:

@@ -37,9 +37,14 @@ def speaks() -> bool:
 
 @contextmanager
 def working() -> Iterator[None]:
-    """What a rank does is done inside: it dies with its launcher, and errors leave a note."""
-    die_with_parent()
-    faulthandler.enable()  # a crash in C code (SIGSEGV) prints where Python was
+    """What a rank does is done inside: it dies with its launcher, and errors leave a note.
+
+    The launcher is our supervisor or torchrun. Of others (mpirun, srun) we don't know how they start
+    processes, and they end theirs themselves.
+    """
+    if PARENT in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
+        faulthandler.enable()  # a crash in C code (SIGSEGV) prints where Python was
     try:
         yield
     except ToldElsewhere:
