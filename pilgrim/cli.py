@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, ParamSpec
 
 import typer
 
-from pilgrim.core.errors import PilgrimError
+from pilgrim.core.errors import PilgrimError, ToldElsewhere
 
 if TYPE_CHECKING:
     from pilgrim.core.runtime import Fact
@@ -70,7 +70,8 @@ def guarded(after_stop: str = "start it again with") -> Callable[[Callable[P, No
             try:
                 command(*args, **kwargs)
             except PilgrimError as error:
-                _complain(str(error))
+                if not isinstance(error, ToldElsewhere):
+                    _complain(str(error))
                 raise typer.Exit(2) from None
             except KeyboardInterrupt:
                 _complain(f"stopped; {after_stop}: {_this_command()}")
@@ -428,12 +429,15 @@ def profile(
     # What torch's own tracing says about itself on stderr; it is read when torch is imported.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from pilgrim.core.processes import here
     from pilgrim.lab.profile.page import summary, write_page
     from pilgrim.stages.profile import profile_stage
 
     findings, folder = profile_stage(
         recipe, overrides or [], stage=stage, steps=steps, warmup=warmup, out=out, runs=RUNS
     )
+    if not here().first:  # of several processes, one tells
+        return
     typer.echo(summary(findings))
     typer.echo("\n".join(["", *findings.notes, f"wrote {write_page(findings, folder)}"]))
 
