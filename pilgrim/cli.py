@@ -468,12 +468,15 @@ def profile(
     # What torch's own tracing says about itself on stderr; it is read when torch is imported.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from pilgrim.core.processes import here
     from pilgrim.lab.profile.page import summary, write_page
     from pilgrim.stages.profile import profile_stage
 
     findings, folder = profile_stage(
         recipe, overrides or [], stage=stage, steps=steps, warmup=warmup, out=out, runs=RUNS
     )
+    if not here().first:  # of several processes, one tells
+        return
     typer.echo(summary(findings))
     typer.echo("\n".join(["", *findings.notes, f"wrote {write_page(findings, folder)}"]))
 

@@ -21,10 +21,12 @@ import torch
 from pilgrim.core.checkpoint import CheckpointStore
 from pilgrim.core.console import Console
 from pilgrim.core.errors import DataError, PilgrimError
+from pilgrim.core.files import read_json
 from pilgrim.core.processes import Processes, joined
 from pilgrim.core.runlog import read_rows
 from pilgrim.core.runtime import Runtime
 from pilgrim.stages.journey import run_journey
+from pilgrim.stages.profile import profile_stage
 from pilgrim.train.stopping import Agreed
 
 STAGES = ("pretrain", "midtrain", "sft")
@@ -76,6 +78,10 @@ def of_two(processes: Processes, recipe: Path, runs: Path) -> None:
     walk(recipe, runs, "zero", "runtime.parallel=zero", until="sft")
     walk(recipe, runs, "ddp", "runtime.parallel=ddp")
     walk(recipe, runs, "fsdp", "runtime.parallel=fsdp")
+    settings = [*SETTINGS, "name=zero", "runtime.parallel=zero"]
+    profile_stage(
+        recipe, settings, steps=1, warmup=1, out=runs / "profile", runs=runs, console=Console(quiet=True)
+    )
     for name in ("zero", "fsdp"):
         again(processes, recipe, runs, name, f"runtime.parallel={name}")
     processes.by_first(lambda: forget_the_end(runs / "one", runs / "one-then-two"))
@@ -119,8 +125,8 @@ def agreements(processes: Processes, runs: Path) -> None:
 
         try:
             processes.by_first(fail)
-        except (PilgrimError, KeyError) as found:
-            told.append(type(found).__name__)
+        except (PilgrimError, KeyError) as raised:
+            told.append(type(raised).__name__)
     cards = processes.collected([card * 10 for card in processes.dealt(range(5))])
     found = {
         "heard": heard,
@@ -255,6 +261,14 @@ def test_samples_are_all_written_once(runs: Path) -> None:
         asked = [(row["step"], row["prompt"]) for row in rows(runs / "one", stage, "samples")]
         for name in ("zero", "three"):
             assert [(row["step"], row["prompt"]) for row in rows(runs / name, stage, "samples")] == asked
+
+
+def test_a_profile_sees_what_processes_say_to_each_other(runs: Path) -> None:
+    found = read_json(runs / "profile" / "profile.json")
+    shares = {loss["name"]: loss["share"] for loss in found["losses"]}
+    assert 0 < shares["exposed_communication"] < 1
+    talk = {kernel["name"] for kernel in found["kernels"]}
+    assert {"gloo:all_reduce", "gloo:broadcast"} <= talk
 
 
 def test_processes_agree(runs: Path) -> None:
