@@ -18,10 +18,9 @@ from pilgrim.evals.compare import compare
 from pilgrim.evals.core import evaluate, read_exams
 from pilgrim.evals.core_tasks import BUNDLED, find_folder
 from pilgrim.evals.statistics import Z95
-from pilgrim.infer.load import load_engine, newest_stage
+from pilgrim.infer.load import load_engine, load_tokenizer, newest_stage
 from pilgrim.stages.journey import Journey, only_writer, refuse_older
 from pilgrim.stages.recipe import Recipe
-from pilgrim.text.tokenizer import Tokenizer
 
 
 def evaluate_core(
@@ -39,7 +38,7 @@ def evaluate_core(
     exams = read_exams(data, limit)
     with only_writer(folder):
         stage = newest_stage(folder)
-        tokenizer = Tokenizer.load(folder / "tokenizer")
+        tokenizer = load_tokenizer(folder)
         engine = load_engine(
             folder / stage, tokenizer, journey.runtime, on_damage=refuse_older(journey, stage)
         )
