@@ -49,7 +49,7 @@ def run(journey: Journey) -> dict[str, Any]:
         refuse = refuse_older(journey, "sft")
         engine = load_engine(journey.folder / "sft", tokenizer, runtime, on_damage=refuse)
         result |= behaviour(journey, engine, tokenizer)
-    write_json_atomic(journey.stage_folder("evaluate") / "result.json", result)
+    write_json_atomic(journey.stage_folder("evaluate") / "result.json", result, journey.may_write)
     shares = {name: share["share"] for name, share in result.get("behaviour", {}).items()}
     return {f"{stage}_bpb": v["bpb"] for stage, v in result["bpb"].items()} | shares
 
