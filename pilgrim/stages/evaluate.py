@@ -51,7 +51,7 @@ def run(journey: Journey) -> dict[str, Any]:
         engine = load_engine(journey.folder / "sft", tokenizer, runtime, on_damage=refuse)
         result |= behaviour(journey, engine, tokenizer)
     if runtime.processes.first:
-        write_json_atomic(journey.stage_folder("evaluate") / "result.json", result)
+        write_json_atomic(journey.stage_folder("evaluate") / "result.json", result, journey.may_write)
     shares = {name: share["share"] for name, share in result.get("behaviour", {}).items()}
     return {f"{stage}_bpb": v["bpb"] for stage, v in result["bpb"].items()} | shares
 
