@@ -6,13 +6,14 @@
 
 The tensors have a recipe's shapes: weights and optimizer state in fp32, on the GPU if there is one. Each save
 copies them, which is all that training waits for ("stall"); then they are written, hashed and synced in the
-background, and the next save begins when that is done. The first save is shown apart: the memory for the copy
-is made there. d20 takes 9 GB of memory and as much of disk, and cleans up.
+background ("behind"), and the next save begins when that is done. The first stall is shown apart: the memory
+for the copy is made there. "cpu" is the processor's time in both, which other work on the machine does not
+stretch; the rest of the time behind is the disk's. d20 takes 9 GB of memory and of disk, and cleans up.
 
 "share" is the stall over the time of the steps between two checkpoints. A step's time is --step-s, or an
 assumption: the operations that the network needs (pilgrim/model/count.py) at 40% of the 209.5 TFLOPS that
-NVIDIA promises of an RTX 5090 (bf16 with fp32 sums), for d12 and d20; an H100 makes a step in a quarter of
-that, and so a share of four times as much.
+NVIDIA promises of an RTX 5090 (bf16 with fp32 sums), for d12 and d20. An H100 is promised 4.7 times as many,
+so there the same stall would be 4.7 times the share.
 """
 
 import argparse
@@ -71,7 +72,7 @@ def main() -> None:
         parser.error(f"no such preset: {', '.join(unknown)}; there are {', '.join(PRESETS)}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(machine.summary())
-    print("        size GB   stall s (first)   background s   GB/s   every   step s    share")
+    print("     size GB   first   stall     cpu  behind     cpu   GB/s  every  step s     share")
     for name in names:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             print(line(name, Path(folder), device, arguments.saves, arguments.step_s), flush=True)
@@ -81,24 +82,28 @@ def line(name: str, folder: Path, device: torch.device, saves: int, step_s: floa
     preset = PRESETS[name]
     tensors = dict(model_and_state(preset.config(), device))
     store = CheckpointStore(folder, keep_last=1)
-    stalls_s, behind_s = [], []
+    stalls_s, stalls_cpu_s, behind_s, behind_cpu_s = [], [], [], []
     for step in range(1, saves + 1):
         if device.type == "cuda":
             torch.cuda.synchronize()
-        began_s = time.perf_counter()
+        began_s, began_cpu_s = time.perf_counter(), time.process_time()
         store.begin(step, tensors, {"step": step})
-        stalls_s.append(time.perf_counter() - began_s)
+        staged_s, staged_cpu_s = time.perf_counter(), time.process_time()
         store.wait()
-        behind_s.append(time.perf_counter() - began_s - stalls_s[-1])
+        stalls_s.append(staged_s - began_s)
+        stalls_cpu_s.append(staged_cpu_s - began_cpu_s)
+        behind_s.append(time.perf_counter() - staged_s)
+        behind_cpu_s.append(time.process_time() - staged_cpu_s)
     size = sum(file.stat().st_size for file in (folder / f"step_{saves:06d}").iterdir())
-    first_s, stall_s, background_s = stalls_s[0], statistics.median(stalls_s[1:]), statistics.median(behind_s)
+    stall_s, behind = statistics.median(stalls_s[1:]), statistics.median(behind_s)
+    stall_cpu_s, behind_cpu = statistics.median(stalls_cpu_s[1:]), statistics.median(behind_cpu_s)
     if step_s is None and name != "d4":
         config = preset.config()
         step_s = flops_needed(config, config.context).training * preset.rows * preset.context / GPU_FLOPS
-    share = "" if step_s is None else f"{step_s:9.2f} {stall_s / (preset.checkpoint_every * step_s):8.3%}"
+    share = "" if step_s is None else f"{step_s:7.2f} {stall_s / (preset.checkpoint_every * step_s):9.3%}"
     return (
-        f"{name:4} {size / 1e9:10.2f} {stall_s:9.3f} ({first_s:.3f}) {background_s:14.2f} "
-        f"{size / 1e9 / background_s:6.2f} {preset.checkpoint_every:7} {share}"
+        f"{name:4} {size / 1e9:7.2f} {stalls_s[0]:7.2f} {stall_s:7.2f} {stall_cpu_s:7.2f} {behind:7.2f} "
+        f"{behind_cpu:7.2f} {size / 1e9 / behind:6.2f} {preset.checkpoint_every:6} {share}"
     )
 
 

@@ -19,5 +19,5 @@ def dealt_replies(
 ) -> list[Reply]:
     """What `engine.generate` gives, by all processes together. Every one of them must call this."""
     numbers = processes.dealt(range(len(prompts)))
-    mine = engine.generate([prompts[i] for i in numbers], sampling, stop_ids, numbers)
+    mine = engine.generate([prompts[i] for i in numbers], sampling, stop_ids, indices=numbers)
     return processes.collected(mine)

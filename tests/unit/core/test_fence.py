@@ -132,6 +132,9 @@ def test_a_ghost_removes_nothing_that_the_next_start_is_writing(tmp_path: Path) 
 # Real processes -----------------------------------------------------------------------------------
 
 
+POLL_S = 0.001
+
+
 class Pause:
     """Stops this process (SIGSTOP) at its n-th call that changes the file system, from when it is armed."""
 
@@ -177,8 +180,10 @@ def test_a_process_that_slept_while_the_next_start_worked_writes_nothing(tmp_pat
     process.start()
     theirs.close()
     assert process.pid is not None
-    _, status = wait_until_stopped(process.pid)
-    assert status == "T"
+    status = Path(f"/proc/{process.pid}/stat")  # it is the fork server's child, so waitpid can't tell
+    while status.read_text().rpartition(")")[2].split()[0] != "T":
+        process.join(POLL_S)
+        assert process.exitcode is None
 
     new = take(tmp_path)
     store = CheckpointStore(tmp_path / "checkpoints", fence=new)
@@ -192,12 +197,3 @@ def test_a_process_that_slept_while_the_next_start_worked_writes_nothing(tmp_pat
     assert process.exitcode == 0
     assert said == sentence(tmp_path, 1, "2")
     assert contents(tmp_path) == before
-
-
-def wait_until_stopped(pid: int) -> tuple[int, str]:
-    """Looks at /proc until the process sleeps for good; it is not our child, so waitpid can't tell."""
-    while True:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        if state in "TZ":
-            return pid, state
-        os.sched_yield()
