@@ -122,13 +122,23 @@ class CheckpointStore:
         tensors = {Path(name).stem: _read_tensors(folder / name) for name in files if name != STATE}
         return Checkpoint(step, folder, tensors, json.loads((folder / STATE).read_bytes()))
 
-    def load_latest(self, on_damage: Callable[[str], None], only: str | None = None) -> Checkpoint | None:
+    def remove(self, step: int) -> None:
+        """Removes a step: what it holds is of no use."""
+        with explained("tidied", self.folder):
+            if self._named(LATEST) == step:
+                (self.folder / LATEST).unlink()
+            self._set_aside(self._path(step))
+            self._remove_leftovers()
+
+    def load_latest(
+        self, on_damage: Callable[[str], None], only: str | None = None, before: int | None = None
+    ) -> Checkpoint | None:
         """The newest step that is whole, or None when there is no step at all; `only` as for `load`.
 
-        `on_damage` is told, in one sentence each, of the steps that had to be passed over. Raises
-        CheckpointError when there are steps and all are damaged.
+        With `before`, only steps before that one count. `on_damage` is told, in one sentence each, of the
+        steps that had to be passed over. Raises CheckpointError when there are steps and all are damaged.
         """
-        steps = self.steps()
+        steps = [step for step in self.steps() if before is None or step < before]
         if (self.folder / LATEST).exists() and self._named(LATEST) is None:
             on_damage(f"{self.folder / LATEST} names a step that is not there; the newest one there is used")
         for step in reversed(steps):

@@ -73,26 +73,27 @@ class Optimizers:
         )
         self._form: Format = settings.state
 
-    def step(self, multiplier: float, momentum: float) -> None:
-        """Update all parameters with their peak rates times `multiplier`, and clear the gradients."""
+    def step(self, multiplier: float, momentum: float, take: Tensor | None = None) -> None:
+        """Update all parameters with their peak rates times `multiplier`, and clear the gradients.
+
+        With a bool `take` [] on the device, only if it is True; else weights and state stay, to the bit.
+        """
         for group in (*self.muon.param_groups, *self.adamw.param_groups):
             group["lr"] = group["base_lr"] * multiplier
         for group in self.muon.param_groups:
             group["beta"] = momentum
         for optimizer in (self.muon, self.adamw):
-            optimizer.step()
+            optimizer.step(take=take)
             optimizer.zero_grad(set_to_none=True)
 
-    def rehearse(self) -> None:
+    def rehearse(self, take: Tensor | None = None) -> None:
         """Make a step that changes nothing, from gradients of any kind, which it clears.
 
         It compiles what the real steps will run. With a rate of 0 the weights stay to the bit; the state is
         put aside meanwhile.
         """
         kept = {name: value.to("cpu", copy=True) for name, value in self.tensors().items()}
-        self.step(0.0, 0.0)
-        for optimizer in (self.muon, self.adamw):
-            optimizer.state.clear()
+        self.step(0.0, 0.0, take)
         self.load(kept)
 
     def missing_bytes(self) -> int:
@@ -108,13 +109,18 @@ class Optimizers:
         return {f"{name}/{key}": value for name, key, value in self._state()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back a state from `tensors()`, to the bit. Raises ChangedRecipe if it is in another format."""
+        """Put back a state from `tensors()`, to the bit, for the present one.
+
+        Raises ChangedRecipe if it is in another format.
+        """
         found = _form_of(tensors)
         if found not in (None, self._form):
             raise ChangedRecipe(
                 f'optim.state = "{self._form}", but the state in the checkpoint is "{found}"; go back to '
                 "that, or give this run another name with name=…"
             )
+        for optimizer in (self.muon, self.adamw):
+            optimizer.state.clear()
         owners = {name: p for p, name in self._names.items()}
         for key, value in tensors.items():
             name, _, what = key.rpartition("/")

@@ -106,6 +106,7 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         folder,
         log,
         journey.console,
+        health=recipe.health,
     )
 
 

@@ -1,8 +1,8 @@
 """What a checkpoint of training holds, and how it is put back.
 
-Everything that determines the future: weights, optimizer state, the loader's position, the step, and the
-size of a microbatch. Schedules are functions of the step, and random numbers have names (core/runtime.py), so
-there is nothing else to save.
+Everything that determines the future: weights, optimizer state, the loader's position, the step, the size of
+a microbatch, and the recent course by which steps are judged. Schedules are functions of the step, and random
+numbers have names (core/runtime.py), so there is nothing else to save.
 """
 
 from collections.abc import Mapping
@@ -32,6 +32,14 @@ class State:
     data_wait_s: float = 0.0  # seconds spent waiting for batches, over all resumptions
     train_s: float = 0.0  # seconds spent in steps, over all resumptions
     elapsed_s: float = 0.0  # seconds spent on all of it, evaluations too, over all resumptions
+    health: dict[str, Any] | None = None  # the recent course of loss and gradient norm (train/health.py)
+    faults: int = 0  # bad steps so far (train/faults.py)
+    faults_in_a_row: int = 0
+    fault_step: int = 0  # the last bad step
+    fault_updates: int = 0  # how many updates the weights had when the row of faults began
+
+
+COUNTS = ("faults", "faults_in_a_row", "fault_step", "fault_updates")  # of a State: they go on, come what may
 
 
 def keep(
