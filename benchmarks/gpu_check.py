@@ -37,6 +37,7 @@ CHECKS = {
     "step-d12-switches": [*STEP, "--preset", "d12", "--switches"],
     "step-d20": [*STEP, "--preset", "d20"],
     "step-d20-switches": [*STEP, "--preset", "d20", "--switches"],
+    "resume": [PYTHON, "benchmarks/bitwise_resume.py", "recipes/pocket.toml"],
     "run-pocket": [*PILGRIM, "run", "recipes/pocket.toml", "name=gpu-check-pocket"],
     "run-d12": [
         *[*PILGRIM, "run", "recipes/d12.toml", "--until", "pretrain"],

@@ -37,9 +37,16 @@ class State:
     faults_in_a_row: int = 0
     fault_step: int = 0  # the last bad step
     fault_updates: int = 0  # how many updates the weights had when the row of faults began
+    back_to: int = -1  # the step that was rolled back to; it stays known to be good
 
 
-COUNTS = ("faults", "faults_in_a_row", "fault_step", "fault_updates")  # of a State: they go on, come what may
+COUNTS = (
+    "faults",
+    "faults_in_a_row",
+    "fault_step",
+    "fault_updates",
+    "back_to",
+)  # of a State: they go on, come what may
 
 
 def keep(

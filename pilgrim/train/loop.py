@@ -262,9 +262,10 @@ class Loop:
     def _roll_back(self, fault: Fault) -> None:
         """All as at the newest checkpoint that is surely good, but on with the data behind the fault."""
         parts, now = self.parts, self.state
-        found = self.store.load_latest(self._damaged, before=fault.updates)
+        found = self.store.load_latest(self._damaged, before=max(fault.updates, now.back_to + 1))
         if found is None:
             raise self._diverged(fault)
+        now.back_to = found.step
         then = put_back(found, parts.model, parts.optimizers, parts.micro)
         spent = {name: getattr(now, name) for name in ("data_wait_s", "train_s", "elapsed_s")}
         counts = {name: getattr(now, name) for name in COUNTS}
