@@ -19,6 +19,7 @@ from jinja2.utils import htmlsafe_json_dumps
 
 from pilgrim.core.files import write_atomic
 from pilgrim.lab import report_charts as charts
+from pilgrim.lab import report_faults as faults
 from pilgrim.lab import report_origin as origin
 from pilgrim.lab import report_sections as sections
 from pilgrim.lab.report_run import all_done, mapping, read_object, read_recipe, read_stages, total_seconds
@@ -57,6 +58,7 @@ def render(run_folder: Path) -> str:
         "strip": sections.strip(stages),
         "stations": sections.stations(stages),
         "charts": [(chart, charts.in_words(chart, stages)) for chart in charts.CHARTS],
+        "faults": faults.told(stages),
         "arrivals": sections.arrivals(stages),
         "payload": htmlsafe_json_dumps(charts.payload(stages, notes), allow_nan=False, separators=(",", ":")),
         "reels": sections.reels(stages, questions, notes),
