@@ -143,7 +143,7 @@ def _be_deterministic() -> None:
     inductor.deterministic = True  # it chooses by rule, not by timing (newer torch does this above)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     # For finding uses of memory that nobody has written; it costs time, and the bits are the same without.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _device(asked: str, notes: list[str]) -> torch.device:

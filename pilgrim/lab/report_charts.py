@@ -135,7 +135,13 @@ def extent(stage: Stage) -> dict[str, Any]:
     resumed = [
         int(row["step"]) for row in stage.events if row.get("kind") == "resume" and is_number(row.get("step"))
     ]
-    return {"name": stage.name, "first": min(steps), "last": max(steps), "resumed": resumed, "faults": marks(stage)}
+    return {
+        "name": stage.name,
+        "first": min(steps),
+        "last": max(steps),
+        "resumed": resumed,
+        "faults": marks(stage),
+    }
 
 
 def in_words(chart: Chart, stages: Sequence[Stage]) -> str:

@@ -57,9 +57,9 @@ class Choice:
         by_time = sorted(self.milliseconds.items(), key=lambda item: item[1])
         timed = ", ".join(f"{name} {ms:.1f} ms" for name, ms in by_time)
         because = "; ".join(f"{name} is left out: {why}" for name, why in self.left_out.items())
-        fastest = f"Attention by {self.backend}" + (
-            f", the fastest of {timed} in all layers" if timed else ""
-        )
+        if len(by_time) > 1:
+            timed = f"the fastest of {timed}"
+        fastest = f"Attention by {self.backend}" + (f", {timed} in all layers" if timed else "")
         return f"{fastest}; {because}." if because else f"{fastest}."
 
 

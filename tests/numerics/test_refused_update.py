@@ -21,6 +21,7 @@ STEPS, SKIPPED = 5, 3
 FORMATS: tuple[Format, ...] = get_args(Format)
 COMPILED = pytest.param(
     True,
+    math.nan,
     marks=[needs_compiler, pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")],
     id="compiled",
 )
@@ -65,12 +66,15 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize("compile", [pytest.param(False, id="as it is"), COMPILED])
-@pytest.mark.parametrize("poison", [0.0, math.nan, math.inf])
+@pytest.mark.parametrize(
+    ("compile", "poison"), [(False, 0.0), (False, math.nan), (False, math.inf), COMPILED]
+)
 def test_a_refused_update_changes_nothing(form: Format, compile: bool, poison: float) -> None:
     """Nor is anything remembered of it: the run is the one that has never seen it."""
     guarded, plain = Net(), Net()
     made, without = optimizers(guarded, form, compile), optimizers(plain, form, compile)
+    # The compiler cuts the code for 8 bits into other kernels where it is guarded, which round otherwise.
+    never_refused = torch.tensor(True) if compile and form == "8bit" else None
     for number in range(1, STEPS + 1):
         if number == SKIPPED:
             before = everything(guarded, made)
@@ -78,7 +82,7 @@ def test_a_refused_update_changes_nothing(form: Format, compile: bool, poison: f
             assert_same(everything(guarded, made), before)
         else:
             step(guarded, made, number, torch.tensor(True))
-            step(plain, without, number)
+            step(plain, without, number, never_refused)
     assert_same(everything(guarded, made), everything(plain, without))
 
 

@@ -259,7 +259,9 @@ def test_a_run_under_way(tmp_path: Path) -> None:
         file.write('{"step": 4, "lo')  # killed while writing
     (tmp_path / "pretrain" / "samples.jsonl").write_text('{"step"')
     page = report(tmp_path)
-    assert page.payload["stages"] == [{"name": "pretrain", "first": 0, "last": 3, "resumed": [], "faults": []}]
+    assert page.payload["stages"] == [
+        {"name": "pretrain", "first": 0, "last": 3, "resumed": [], "faults": []}
+    ]
     assert "under way" in page.text
     assert "– tokens in the vocabulary" in page.text
     assert "2.000" in page.text  # the newest bits per byte that there are
