@@ -16,6 +16,7 @@ What a sequence draws depends only on the seed and its index, never on what else
 """
 
 import copy
+from collections import deque
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -26,6 +27,7 @@ from pilgrim.core.errors import DataError
 from pilgrim.core.runtime import Runtime
 from pilgrim.infer.cache import KVCache
 from pilgrim.infer.sampling import Sampling, choose
+from pilgrim.infer.tools import ToolUse
 from pilgrim.model.attention import causal_attention
 from pilgrim.model.transformer import Transformer
 
@@ -49,8 +51,10 @@ class Writer:
     index: int
     draws: torch.Generator
     room: int
+    tools: ToolUse | None = None
     ids: list[int] = field(default_factory=list)
     ended: bool = False
+    due: deque[int] = field(default_factory=deque)  # a tool's answer, which comes before anything is drawn
 
     def take(self, token_id: int, stop_ids: Collection[int]) -> bool:
         """Appends the token, unless it is the one to stop at; tells which."""
@@ -58,6 +62,8 @@ class Writer:
         self.room -= 1
         if not self.ended:
             self.ids.append(token_id)
+            if self.tools and not self.due:
+                self.due.extend(self.tools.answer(self.ids))
         return not self.ended
 
     @property
@@ -84,15 +90,19 @@ class Engine:
         self._runtime = runtime
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, stop_ids: Collection[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        stop_ids: Collection[int],
+        tools: ToolUse | None = None,
     ) -> list[Reply]:
-        """A reply to each prompt, in their order.
+        """A reply to each prompt, in their order. `tools` answers the calls in them (infer/tools.py).
 
         A reply is over at a token of `stop_ids`, after `sampling.max_tokens`, or when prompt and reply
         fill the model's context. Raises DataError for a prompt that is empty, fills the context by itself
         (cut it before), or has ids that the model doesn't know.
         """
-        writers = [self.writer(prompt, sampling, index) for index, prompt in enumerate(prompts)]
+        writers = [self.writer(prompt, sampling, index, tools) for index, prompt in enumerate(prompts)]
         by_length = sorted(writers, key=lambda writer: len(writer.prompt))
         for first in range(0, len(writers), self.rows):
             batch = by_length[first : first + self.rows]
@@ -117,7 +127,9 @@ class Engine:
         """An empty cache for `rows` texts of up to `capacity` tokens."""
         return KVCache(self.config, rows, capacity, self.dtype, self._runtime.device)
 
-    def writer(self, prompt: Sequence[int], sampling: Sampling, index: int) -> Writer:
+    def writer(
+        self, prompt: Sequence[int], sampling: Sampling, index: int, tools: ToolUse | None = None
+    ) -> Writer:
         """A reply that is not begun yet. Raises DataError if the prompt can't be answered."""
         context, vocabulary = self.config.context, self.config.vocab_size
         if not prompt:
@@ -132,7 +144,7 @@ class Engine:
                 f"prompt {index}: the model knows only the ids 0 to {vocabulary - 1}; use its run's tokenizer"
             )
         draws = replace(self._runtime, seed=sampling.seed).generator("reply", index)
-        return Writer(prompt, index, draws, room=min(sampling.max_tokens, context - len(prompt)))
+        return Writer(prompt, index, draws, min(sampling.max_tokens, context - len(prompt)), tools)
 
     @torch.inference_mode()
     def read(self, cache: KVCache, first: int, tokens: Sequence[Sequence[int]]) -> Tensor:
@@ -177,7 +189,8 @@ class Engine:
         """
         active = list(batch)
         while active:
-            for writer, token_id in zip(active, self._draw(scores_bv, active, sampling), strict=True):
+            for writer, drawn in zip(active, self._draw(scores_bv, active, sampling), strict=True):
+                token_id = writer.due.popleft() if writer.due else drawn
                 if writer.take(token_id, stop_ids):
                     yield writer, token_id
             for row in reversed(range(len(active))):
