@@ -40,13 +40,8 @@ class State:
     back_to: int = -1  # the step that was rolled back to; it stays known to be good
 
 
-COUNTS = (
-    "faults",
-    "faults_in_a_row",
-    "fault_step",
-    "fault_updates",
-    "back_to",
-)  # of a State: they go on, come what may
+# Of a State: they go on, also where all else is put back.
+COUNTS = ("faults", "faults_in_a_row", "fault_step", "fault_updates", "back_to")
 
 
 def keep(
