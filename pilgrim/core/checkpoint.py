@@ -215,13 +215,16 @@ class CheckpointStore:
                 raise CheckpointError(f"{folder} is damaged: parts of {missing[0]} are in none of its files")
         return Checkpoint(step, folder, tensors, json.loads((folder / STATE).read_bytes()))
 
-    def load_latest(self, on_damage: Callable[[str], None], only: str | None = None) -> Checkpoint | None:
+    def load_latest(
+        self, on_damage: Callable[[str], None], only: str | None = None, before: int | None = None
+    ) -> Checkpoint | None:
         """The newest step that is whole, or None when there is no step at all; `only` as for `load`.
 
-        `on_damage` is told, in one sentence each, of the steps that had to be passed over. Raises
-        CheckpointError when there are steps and all are damaged.
+        With `before`, only steps before that one count. `on_damage` is told, in one sentence each, of the
+        steps that had to be passed over. Raises CheckpointError when there are steps and all are damaged.
         """
-        steps = self._gathered(self.steps())[0]  # as the first process sees them
+        there = self._gathered(self.steps())[0]  # as the first process sees them
+        steps = [step for step in there if before is None or step < before]
         if (self.folder / LATEST).exists() and self._named(LATEST) is None:
             on_damage(f"{self.folder / LATEST} names a step that is not there; the newest one there is used")
         for step in reversed(steps):

@@ -37,6 +37,7 @@ LITTLE_MEMORY_BYTES = 2 * GB
 LITTLE_DISK_BYTES = 2 * GB
 Parallel = Literal["alone", "ddp", "zero", "fsdp"]  # docs/scaling.md
 AFTER_WATCHDOG = 1.5  # a hung collective shall end by the watchdog, with stacks, and not by its own timeout
+CUBLAS_VARIABLE, CUBLAS_DETERMINISTIC = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 COMPILE_GAIN = "on a CPU, training takes about 1.3 times as long without it"  # measured: 4 layers, width 256
 
 
@@ -62,6 +63,9 @@ class RuntimeSettings(Settings):
         default=False,
         description="keep only each block's input for backward, and run it again there: saves memory",
     )
+    deterministic: bool = Field(
+        default=False, description="the same bits in every run on one GPU, where that costs speed"
+    )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of a process; left out: as many as torch chooses"
     )
@@ -86,6 +90,7 @@ class Runtime:
     notes: tuple[str, ...] = ()
     attention: Literal["auto", "varlen", "fa3", "fa4", "flex", "sdpa", "blocks", "reference"] = "auto"
     fp8: bool = False
+    deterministic: bool = False
     processes: Processes = ALONE
     parallel: Parallel = "alone"
 
@@ -106,13 +111,16 @@ def start(settings: RuntimeSettings, seed: int, processes: Processes = ALONE) ->
     """Decides what to compute with, and sets torch's thread count if the settings give one.
 
     Where that is the CPU, the process keeps the memory that it frees (`machine.keep_freed_memory`). Of
-    several processes on one machine each takes the GPU of its number.
+    several processes on one machine each takes the GPU of its number. With `deterministic`, torch is told so
+    for the whole process.
 
     Raises SettingsError when a device, number format or compiler is asked for that is not there.
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     notes: list[str] = []
+    if settings.deterministic:
+        _be_deterministic()  # first: CUDA reads the environment when it starts
     device = _device(settings.device, notes)
     if device.type == "cpu":
         machine.keep_freed_memory()
@@ -123,7 +131,16 @@ def start(settings: RuntimeSettings, seed: int, processes: Processes = ALONE) ->
     use_fp8 = _fp8(settings.fp8, device, dtype)
     parallel = _parallel(settings, processes)
     return Runtime(
-        device, dtype, use_compile, seed, tuple(notes), settings.attention, use_fp8, processes, parallel
+        device,
+        dtype,
+        use_compile,
+        seed,
+        tuple(notes),
+        settings.attention,
+        use_fp8,
+        settings.deterministic,
+        processes,
+        parallel,
     )
 
 
@@ -157,6 +174,28 @@ def _parallel(settings: RuntimeSettings, processes: Processes) -> Parallel:
             'write runtime.fp8 = "off", or runtime.parallel = "zero"'
         )
     return "zero" if settings.parallel == "auto" else settings.parallel
+
+
+def _be_deterministic() -> None:
+    """The same bits from the same numbers, each time; an operation that can't promise it raises.
+
+    A GPU adds in the order in which its parts get done, unless told otherwise, and rounding depends on the
+    order. A CPU adds in a fixed order anyway. What torch needs to be told:
+    https://docs.pytorch.org/docs/stable/notes/randomness.html
+    """
+    before = os.environ.setdefault(CUBLAS_VARIABLE, ":4096:8")
+    if before not in CUBLAS_DETERMINISTIC:
+        raise SettingsError(
+            f"runtime.deterministic = true, but {CUBLAS_VARIABLE}={before} is in the environment; unset it, "
+            f"or set it to {' or '.join(CUBLAS_DETERMINISTIC)}"
+        )
+    import torch._inductor.config as inductor
+
+    torch.use_deterministic_algorithms(True)
+    inductor.deterministic = True  # it chooses by rule, not by timing (newer torch does this above)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    # For finding uses of memory that nobody has written; it costs time, and the bits are the same without.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _device(asked: str, notes: list[str]) -> torch.device:

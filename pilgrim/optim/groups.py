@@ -105,28 +105,33 @@ class Optimizers:
             own: torch.optim.Optimizer = optimizer.optim if self._parallel == "zero" else optimizer
             yield own
 
-    def step(self, multiplier: float, momentum: float) -> None:
-        """Update all parameters with their peak rates times `multiplier`, and clear the gradients."""
+    def step(self, multiplier: float, momentum: float, take: Tensor | None = None) -> None:
+        """Update all parameters with their peak rates times `multiplier`, and clear the gradients.
+
+        With a bool `take` [] on the device, only if it is True; else weights and state stay, to the bit.
+        """
         for group in (*self.muon.param_groups, *self.adamw.param_groups):
             group["lr"] = group["base_lr"] * multiplier
         for group in self.muon.param_groups:
             group["beta"] = momentum
         for optimizer in (self.muon, self.adamw):
-            optimizer.step()
+            optimizer.step(take=take)
             # Of several processes, gradients keep their places among those that are sent together.
             optimizer.zero_grad(set_to_none=self._parallel in ("alone", "fsdp"))
 
-    def rehearse(self) -> None:
+    def rehearse(self, take: Tensor | None = None) -> None:
         """Make a step that changes nothing, from gradients of any kind, which it clears.
 
         It compiles what the real steps will run. With a rate of 0 the weights stay to the bit; the state is
         put aside meanwhile.
         """
-        kept = {name: value.to("cpu", copy=True) for name, value in self.tensors().items()}
-        self.step(0.0, 0.0)
-        for optimizer in self._own():
-            optimizer.state.clear()
-        self.load(kept)
+        kept = {name: local(value).to("cpu", copy=True) for name, value in self.tensors().items()}
+        self.step(0.0, 0.0, take)
+        if not kept:
+            for optimizer in self._own():
+                optimizer.state.clear()
+        for name, value in self.tensors().items():
+            local(value).copy_(kept[name])
 
     def missing_bytes(self) -> int:
         """What the first step will allocate for state here, and keep; 0 once it has."""
@@ -143,7 +148,7 @@ class Optimizers:
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what this process keeps of a state from `tensors()`, or of all processes' together.
 
-        To the bit. Raises ChangedRecipe if it is in another format.
+        To the bit, and for the present one. Raises ChangedRecipe if it is in another format.
         """
         found = _form_of(tensors)
         if found not in (None, self._form):
@@ -151,6 +156,8 @@ class Optimizers:
                 f'optim.state = "{self._form}", but the state in the checkpoint is "{found}"; go back to '
                 "that, or give this run another name with name=…"
             )
+        for optimizer in self._own():
+            optimizer.state.clear()
         own = {self._names[p]: (p, optimizer) for optimizer in self._own() for p in _parameters(optimizer)}
         for key in tensors:
             name, _, what = key.rpartition("/")

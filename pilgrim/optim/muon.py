@@ -24,7 +24,7 @@ from torch import Tensor
 from pilgrim.core.compiling import compiled
 from pilgrim.core.slices import is_sliced, local
 from pilgrim.optim.slices import RowSlices
-from pilgrim.optim.state import Format, Stored, empty, read, stored, write
+from pilgrim.optim.state import Format, Stored, empty, put, read, stored, write
 
 # Iteration k maps each singular value s to a·s + b·s³ + c·s⁵. Optimal for five iterations from
 # [0.001, 1], with a safety factor of 1.02 (Amsel et al. 2025, as used by modded-nanogpt and nanochat).
@@ -63,12 +63,15 @@ def muon_update(
     weight_decay: Tensor,
     dtype: torch.dtype,
     slices: RowSlices | None = None,
+    *,
+    take: Tensor | None = None,
 ) -> None:
     """One step, in place, for matrices [rows, columns] of one shape; momenta are like them, and fp32 too.
 
     Only what goes through the products is copied into a stack: the rest is read and written where it lies,
     in one pass before the products and one after them. `row_moments` are [rows, 1]. With `slices`, all of
-    them are this process's slices.
+    them are this process's slices. Where `take` refuses the step, weights and row moments stay; the momenta
+    move all the same.
     """
     rows, columns = slices.shape if slices else weights[0].shape
     for momentum, gradient in zip(momenta, gradients, strict=True):
@@ -90,10 +93,10 @@ def muon_update(
     scales_nr1 = scales_nr1 * (before / (after + 1e-20)).sqrt() * max(1.0, rows / columns) ** 0.5
 
     for i, weight in enumerate(weights):
-        row_moments[i].copy_(moments_nr1[i])
+        put(moments_nr1[i], row_moments[i], take)
         update = updates_nrc[i].float() * scales_nr1[i]
         shrinking = (update * weight) > 0
-        weight.sub_(lr * (update + weight_decay * weight * shrinking))
+        put(weight - lr * (update + weight_decay * weight * shrinking), weight, take)
 
 
 def muon_step(
@@ -102,13 +105,19 @@ def muon_step(
     momenta: list[Stored],
     row_moments: list[Tensor],
     step: Tensor,
+    take: Tensor | None,
     *settings: Any,
 ) -> None:
-    """The same, with the momenta as they are kept (optim/state.py); `step` counts, to round them."""
-    read_momenta = [read(kept, signed=True) for kept in momenta]
-    muon_update(weights, gradients, read_momenta, row_moments, *settings)
-    for momentum, kept in zip(read_momenta, momenta, strict=True):
-        write(momentum, kept, signed=True, step=step)
+    """The same, with the momenta as they are kept (optim/state.py); `step` counts, to round them.
+
+    Where `take` refuses the step, nothing changes: so the momenta are moved in a copy.
+    """
+    moved = [read(kept, signed=True) for kept in momenta]
+    if take is not None:
+        moved = [momentum.clone() for momentum in moved]
+    muon_update(weights, gradients, moved, row_moments, *settings, take=take)
+    for momentum, kept in zip(moved, momenta, strict=True):
+        write(momentum, kept, signed=True, step=step, take=take)
 
 
 class Muon(torch.optim.Optimizer):
@@ -131,19 +140,19 @@ class Muon(torch.optim.Optimizer):
         self._update = compiled(muon_step) if compile else muon_step
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Apply one update to every parameter that has a gradient."""
+    def step(self, closure: None = None, take: Tensor | None = None) -> None:  # type: ignore[override]
+        """Apply one update to every parameter that has a gradient; none if `take` [] is False."""
         for group in self.param_groups:
             by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape[tuple(p.shape)].append(p)
             for matrices in by_shape.values():
-                self._step_stack(matrices, group)
+                self._step_stack(matrices, group, take)
 
-    def _step_stack(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_stack(self, matrices: list[Tensor], group: dict[str, Any], take: Tensor | None) -> None:
         states = [self._state_of(p) for p in matrices]
-        torch._foreach_add_([state["step"] for state in states], 1)
+        torch._foreach_add_([state["step"] for state in states], 1 if take is None else take.float())
         # Numbers that change from step to step go in as tensors, so that compiled code is reused; they are
         # filled where they belong, as a copy to a GPU would be waited for.
         lr, beta, decay = (
@@ -158,6 +167,7 @@ class Muon(torch.optim.Optimizer):
             [stored(state, "momentum") for state in states],
             [local(state["row_moment"]) for state in states],
             states[0]["step"],
+            take,
             lr,
             beta,
             group["beta2"],

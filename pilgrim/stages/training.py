@@ -115,6 +115,7 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         log,
         journey.console,
         quietly=parallel.quietly,
+        health=recipe.health,
     )
 
 
@@ -184,7 +185,7 @@ def attention_key(runtime: Runtime, config: ModelConfig, rows: int) -> dict[str,
     return {
         "machine": (machine.gpu() or {}).get("name", runtime.device.type),
         "torch": str(torch.__version__),
-        "asked": [runtime.attention, str(runtime.dtype), runtime.compile],
+        "asked": [runtime.attention, str(runtime.dtype), runtime.compile, runtime.deterministic],
         "shape": [rows, config.context, config.heads, config.kv_heads, config.head_size, *config.windows],
     }
 

@@ -1,8 +1,9 @@
 """What a checkpoint of training holds, and how it is put back.
 
 Everything that determines the future: weights, optimizer state, the loader's position, the step, the size of
-a microbatch, the best so far, and what was spent. Schedules, and what grows over a run, are functions of the
-step, and random numbers have names (core/runtime.py), so there is nothing else to save.
+a microbatch, the recent course by which steps are judged, the best so far, and what was spent. Schedules, and
+what grows over a run, are functions of the step, and random numbers have names (core/runtime.py), so there is
+nothing else to save.
 """
 
 from collections.abc import Mapping
@@ -36,6 +37,16 @@ class State:
     elapsed_s: float = 0.0  # seconds spent on all of it, evaluations too, over all resumptions
     device_s: float = 0.0  # the same, times the processes that ran at a time: what one pays for
     best_bpb: float | None = None  # the lowest of the evaluations before this step
+    health: dict[str, Any] | None = None  # the recent course of loss and gradient norm (train/health.py)
+    faults: int = 0  # bad steps so far (train/faults.py)
+    faults_in_a_row: int = 0
+    fault_step: int = 0  # the last bad step
+    fault_updates: int = 0  # how many updates the weights had when the row of faults began
+    back_to: int = -1  # the step that was rolled back to; it stays known to be good
+
+
+# Of a State: they go on, also where all else is put back.
+COUNTS = ("faults", "faults_in_a_row", "fault_step", "fault_updates", "back_to")
 
 
 def keep(
