@@ -17,7 +17,7 @@ What a sequence draws depends only on the seed and its index, never on what else
 
 import copy
 from collections import deque
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -28,7 +28,7 @@ from pilgrim.core.runtime import Runtime
 from pilgrim.infer.cache import KVCache
 from pilgrim.infer.sampling import Sampling, choose
 from pilgrim.infer.tools import ToolUse
-from pilgrim.model.attention import causal_attention
+from pilgrim.model.attention import Attend
 from pilgrim.model.transformer import Transformer
 
 # Prompts are read together up to this many tokens, padding included: enough to keep a machine busy.
@@ -96,13 +96,15 @@ class Engine:
         stop_ids: Collection[int],
         tools: ToolUse | None = None,
         indices: Sequence[int] | None = None,
+        enough: Callable[[Sequence[int]], bool] = lambda ids: False,
     ) -> list[Reply]:
         """A reply to each prompt, in their order. `tools` answers the calls in them (infer/tools.py).
         `indices` are the prompts'; left out: 0, 1, 2 …
 
-        A reply is over at a token of `stop_ids`, after `sampling.max_tokens`, or when prompt and reply
-        fill the model's context. Raises DataError for a prompt that is empty, fills the context by itself
-        (cut it before), or has ids that the model doesn't know.
+        A reply is over at a token of `stop_ids`, as soon as its ids are `enough`, after
+        `sampling.max_tokens`, or when prompt and reply fill the model's context. Raises DataError for a
+        prompt that is empty, fills the context by itself (cut it before), or has ids that the model doesn't
+        know.
         """
         indices = range(len(prompts)) if indices is None else indices
         writers = [self.writer(p, sampling, index, tools) for index, p in zip(indices, prompts, strict=True)]
@@ -110,8 +112,9 @@ class Engine:
         for first in range(0, len(writers), self.rows):
             batch = by_length[first : first + self.rows]
             cache = self.cache(len(batch), max(len(writer.prompt) + writer.room for writer in batch))
-            for _ in self.write(cache, batch, self._read_prompts(cache, batch), sampling, stop_ids):
-                pass
+            scores_bv = self._read_prompts(cache, batch)
+            for writer, _ in self.write(cache, batch, scores_bv, sampling, stop_ids):
+                writer.ended = enough(writer.ids)
         return [Reply(writer.ids, writer.ended) for writer in writers]
 
     def stream(
@@ -166,10 +169,14 @@ class Engine:
         return out
 
     @torch.inference_mode()
-    def hidden_alone(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states [b, t, w] of whole texts, padded at the right, without keeping keys and values."""
-        out: Tensor = self.model(self.padded(tokens), causal_attention, dtype=self.dtype)
+    def hidden_at(self, ids_bt: Tensor, positions_bt: Tensor, attend: Attend, wanted_bn: Tensor) -> Tensor:
+        """Hidden states [b, n, w] at the places `wanted_bn` of whole rows; keys and values aren't kept."""
+        out: Tensor = self.model(ids_bt, attend, positions_bt, self.dtype, wanted_bn)
         return out
+
+    @property
+    def device(self) -> torch.device:
+        return self._runtime.device
 
     def padded(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Ids [b, t] on the engine's device. No token looks to its right, so the padding changes nothing."""
