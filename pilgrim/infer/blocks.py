@@ -32,8 +32,7 @@ class BlockPool:
     """Counts who uses which block, and knows the full ones by name. Holds no tensors."""
 
     def __init__(self, blocks: int, block_tokens: int, lane_blocks: int) -> None:
-        self.blocks, self.block_tokens = blocks, block_tokens
-        self._lane_blocks = lane_blocks
+        self.blocks, self.block_tokens, self.lane_blocks = blocks, block_tokens, lane_blocks
         self._users = [0] * blocks
         self._names: list[bytes | None] = [None] * blocks
         self._by_name: dict[bytes, int] = {}
@@ -97,28 +96,28 @@ class BlockPool:
             self._users[block] -= 1
             if self._users[block] == 0:
                 self.free += 1
-                self._in_use[block // self._lane_blocks] -= 1
-                self._last_use[block // self._lane_blocks] = self._clock
+                self._in_use[block // self.lane_blocks] -= 1
+                self._last_use[block // self.lane_blocks] = self._clock
 
     def _use(self, block: int) -> None:
         if self._users[block] == 0:
             self.free -= 1
-            self._in_use[block // self._lane_blocks] += 1
+            self._in_use[block // self.lane_blocks] += 1
         self._users[block] += 1
 
     def _behind(self, after: int | None) -> int | None:
         """The next block, if it is free and in the same lane."""
-        if after is None or (after + 1) % self._lane_blocks == 0 or after + 1 >= self.blocks:
+        if after is None or (after + 1) % self.lane_blocks == 0 or after + 1 >= self.blocks:
             return None
         return None if self._users[after + 1] else after + 1
 
     def _new_beginning(self) -> int:
         """The first free block of the emptiest lane; of several, of the one that was left longest ago."""
-        begins = range(0, self.blocks, self._lane_blocks)
+        begins = range(0, self.blocks, self.lane_blocks)
         room = (lane for lane, begin in enumerate(begins) if self._in_use[lane] < self._length(begin))
         lane = min(room, key=lambda lane: (self._in_use[lane], self._last_use[lane]))
-        begin = lane * self._lane_blocks
+        begin = lane * self.lane_blocks
         return next(b for b in range(begin, begin + self._length(begin)) if not self._users[b])
 
     def _length(self, begin: int) -> int:
-        return min(self._lane_blocks, self.blocks - begin)  # the last lane may be shorter
+        return min(self.lane_blocks, self.blocks - begin)  # the last lane may be shorter

@@ -30,7 +30,8 @@ from torch.nn.utils.rnn import pad_sequence
 from pilgrim.core.errors import DataError, PilgrimError
 from pilgrim.core.runtime import Runtime
 from pilgrim.infer.blocks import BlockPool
-from pilgrim.infer.cache import PagedCache, RowCache, Span
+from pilgrim.infer.cache import PagedCache, RowCache
+from pilgrim.infer.paged_attention import Span
 from pilgrim.infer.sampling import Sampling, TokenScores, choose, token_scores
 from pilgrim.infer.scheduler import Follow, Request, Scheduler, Work
 from pilgrim.model.attention import Attend, causal_attention
@@ -90,7 +91,7 @@ class Engine:
         self._tokens_per_pass = tokens_per_pass or TOKENS_PER_PASS[runtime.device.type]
         self._block_tokens = block_tokens or BLOCK_TOKENS
         self._arrivals = 0
-        self._store: PagedCache | None = None  # made when it is known for how much
+        self._store: PagedCache | None = None  # made when it is known for how much, with the scheduler
         self._scheduler: Scheduler | None = None
 
     # Asking for replies ------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ class Engine:
                 f"logit_bias: the model knows only the ids 0 to {self.config.vocab_size - 1}; leave others out"
             )
         request.logit_bias, request.top_logprobs, request.follow = logit_bias or {}, top_logprobs, follow
-        self._reserve(self.rows * self.config.context)
+        self._reserve(self.rows, self.config.context)
         self._queue.add(request)
         return request
 
@@ -168,8 +169,10 @@ class Engine:
     ) -> list[Reply]:
         """A reply to each prompt, in their order; see `submit`."""
         requests = [self._request(prompt, sampling, stop_ids, i) for i, prompt in enumerate(prompts)]
-        needs = sorted((self._blocks_for(len(r.tokens) + r.room) for r in requests), reverse=True)
-        self._reserve(sum(needs[: self.rows]) * self._block_tokens)
+        if not requests:
+            return []
+        longest = max((len(request.tokens) + request.room for request in requests))
+        self._reserve(min(self.rows, len(requests)), longest)
         for request in requests:
             self._queue.add(request)
         try:
@@ -285,21 +288,24 @@ class Engine:
         self._arrivals += 1
         return Request(list(prompt), len(prompt), room, sampling, stop_ids, draws, self._arrivals)
 
-    def _blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self._block_tokens)
+    def _reserve(self, texts: int, tokens: int) -> None:
+        """Have a cache for so many texts of that length, or as large as was asked for.
 
-    def _reserve(self, tokens: int) -> None:
-        """Have a cache for `tokens`, or for as many as were asked for; an idle engine may get a larger one."""
-        lane = self._blocks_for(self.config.context)
-        blocks = max(lane, self._blocks_for(tokens if self._cache_tokens is None else self._cache_tokens))
-        if self._store is not None and (not self.idle or blocks <= self._queue.pool.blocks):
-            return
+        An idle engine gets a larger one if it has to; what the old one held is lost.
+        """
+        size, context = self._block_tokens, self.config.context
+        lane, lanes = -(-tokens // size), texts
+        if self._cache_tokens is not None:
+            lane = -(-context // size)
+            lanes = max(1, self._cache_tokens // (lane * size))
+        lanes = max(lanes, -(-context // (max(lane, 1) * size)))  # room for the longest text at least
+        if self._scheduler is not None:
+            pool = self._scheduler.pool
+            if not self.idle or (pool.lane_blocks >= lane and pool.blocks >= lanes * lane):
+                return
         self._store = self._scheduler = None  # first the old one goes, then the new one comes
-        self._store = PagedCache(
-            self.config, blocks, self._block_tokens, self.dtype, self._runtime.device
-        )
-        pool = BlockPool(blocks, self._block_tokens, lane)
-        self._scheduler = Scheduler(pool, self.rows, self._tokens_per_pass)
+        self._store = PagedCache(self.config, lanes * lane, size, lane, self.dtype, self._runtime.device)
+        self._scheduler = Scheduler(BlockPool(lanes * lane, size, lane), self.rows, self._tokens_per_pass)
 
     # For who keeps places of their own: scoring ------------------------------------------------------
 

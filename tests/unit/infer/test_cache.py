@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pilgrim.infer.cache import PagedCache, RowCache, Span
+from pilgrim.infer.cache import PagedCache, RowCache
+from pilgrim.infer.paged_attention import Span
 from pilgrim.model.attention import causal_attention
 from pilgrim.model.config import ModelSettings
 
@@ -38,7 +39,7 @@ def test_a_full_cache_says_so() -> None:
 @pytest.mark.parametrize("blocks", [[2, 3, 4], [4, 1, 3]], ids=["in place", "scattered"])
 @pytest.mark.parametrize("parts", [[10], [4, 6], [3, 1, 1, 5], [1] * 10], ids=str)
 def test_a_text_may_lie_in_any_blocks(blocks: list[int], parts: list[int]) -> None:
-    cache = PagedCache(CONFIG, 6, 4, torch.float32, torch.device("cpu"))
+    cache = PagedCache(CONFIG, 6, 4, 6, torch.float32, torch.device("cpu"))
     for store in (cache.keys, cache.values):
         store.fill_(float("nan"))  # nothing may be read that was not written
     q, k, v = qkv(10, seed=1)
@@ -53,7 +54,7 @@ def test_a_text_may_lie_in_any_blocks(blocks: list[int], parts: list[int]) -> No
 
 
 def test_texts_in_one_pass_do_not_see_each_other() -> None:
-    cache = PagedCache(CONFIG, 6, 4, torch.float32, torch.device("cpu"))
+    cache = PagedCache(CONFIG, 6, 4, 6, torch.float32, torch.device("cpu"))
     q, k, v = qkv(9, seed=2)
     _, attend = cache.attend([Span(0, 3, [5]), Span(0, 6, [1, 3])])
     mixed = attend(0, q, k, v)
