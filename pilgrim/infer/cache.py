@@ -39,7 +39,7 @@ class PagedCache:
     ) -> None:
         """Memory for `blocks` blocks, rounded up to whole lanes, is taken at once."""
         lanes = -(-blocks // lane_blocks)
-        shape = config.depth, lanes * lane_blocks * block_tokens, config.kv_heads, config.head_size
+        shape = config.depth, config.kv_heads, lanes * lane_blocks * block_tokens, config.head_size
         # Zeros, because what a mask hides is still multiplied by 0, and 0 times stray NaNs is NaN.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -60,8 +60,8 @@ class PagedCache:
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = self.keys[layer], self.values[layer]
-            keys.index_copy_(0, slots_n, k[0].transpose(0, 1))
-            values.index_copy_(0, slots_n, v[0].transpose(0, 1))
+            keys.index_copy_(1, slots_n, k[0])
+            values.index_copy_(1, slots_n, v[0])
             return plans[self._windows[layer]].mix(q, keys, values)
 
         return positions_1n, attend

@@ -59,7 +59,7 @@ class Alone(NamedTuple):
 
     def mix(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention [1, h, queries, d]."""
-        k, v = (x[self.slots].transpose(0, 1)[None] for x in (keys, values))
+        k, v = (x[:, self.slots][None] for x in (keys, values))
         return _fused(q[:, :, self.queries], k, v, self.bias, self.causal)
 
 
@@ -75,7 +75,8 @@ class InLanes(NamedTuple):
     def mix(self, q: Tensor, keys: Tensor, values: Tensor, lane_tokens: int) -> Tensor:
         """Attention [1, h, queries, d]."""
         k, v = (
-            x.unflatten(0, (-1, lane_tokens))[self.lanes, self.slots].transpose(1, 2) for x in (keys, values)
+            x.unflatten(1, (-1, lane_tokens))[:, self.lanes, self.slots].transpose(0, 1)
+            for x in (keys, values)
         )
         q_rh1d = q[0].index_select(1, self.queries_r).transpose(0, 1)[:, :, None]
         mixed_rhd = _fused(q_rh1d, k, v, self.bias, causal=False)[:, :, 0]
@@ -98,7 +99,7 @@ class Plan:
         self._alone = list(_pieces(spans[first:], first, window, store))
 
     def mix(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Attention [1, h, n, d] over one layer's store, [slots, g, d] each."""
+        """Attention [1, h, n, d] over one layer's store, [g, slots, d] each."""
         mixed = [piece.mix(q, keys, values) for piece in self._alone]
         if self._lanes:
             mixed.insert(0, self._lanes.mix(q, keys, values, self._store.lane_tokens))
