@@ -33,7 +33,7 @@ from pilgrim.infer.blocks import BlockPool
 from pilgrim.infer.cache import PagedCache, RowCache
 from pilgrim.infer.paged_attention import Span
 from pilgrim.infer.sampling import Sampling, TokenScores, choose, token_scores
-from pilgrim.infer.scheduler import Follow, Request, Scheduler, Work
+from pilgrim.infer.scheduler import Follow, Request, Scheduler, Until, Work
 from pilgrim.model.attention import Attend, causal_attention
 from pilgrim.model.transformer import Transformer
 
@@ -105,6 +105,7 @@ class Engine:
         *,
         logit_bias: Mapping[int, float] | None = None,
         top_logprobs: int | None = None,
+        until: Until | None = None,
         follow: Follow | None = None,
     ) -> Request:
         """Ask for a reply; `step` writes it.
@@ -112,7 +113,8 @@ class Engine:
         It is over at a token of `stop_ids`, after `sampling.max_tokens`, or when prompt and reply fill the
         model's context. `index` tells samples of one seed apart. `logit_bias` is added to the scores of
         some ids; with `top_logprobs` each event tells what the model thought of its token, and of as many
-        likeliest ones. `follow` is given the reply after each drawn token, and returns ids that come
+        likeliest ones. `until` is told each id, and ends the reply with it by saying True, such as at a stop
+        string (stopping.py). `follow` is given the reply after each drawn token, and returns ids that come
         next without being drawn, such as a tool's answer.
 
         Raises DataError for a prompt that is empty, fills the context by itself (cut it before), or has ids
@@ -123,7 +125,8 @@ class Engine:
             raise DataError(
                 f"logit_bias: the model knows only the ids 0 to {self.config.vocab_size - 1}; leave others out"
             )
-        request.logit_bias, request.top_logprobs, request.follow = logit_bias or {}, top_logprobs, follow
+        request.logit_bias, request.top_logprobs = logit_bias or {}, top_logprobs
+        request.until, request.follow = until, follow
         self._reserve(self.rows, self.config.context)
         self._queue.add(request)
         return request
@@ -242,17 +245,25 @@ class Engine:
     def _take(self, request: Request, token_id: int, scores: TokenScores | None) -> list[Event]:
         """Appends a drawn token, unless it is the one to stop at, and what has to follow it."""
         request.drawn += 1
-        request.room -= 1
         request.ended = token_id in request.stop_ids
-        added = [] if request.ended else [token_id]
-        request.tokens += added
-        if request.follow and added and request.room:
-            added += list(request.follow(request.ids))[: request.room]
-            request.tokens += added[1:]
-            request.room -= len(added) - 1
+        if request.ended:
+            self._queue.remove(request)
+            return [Event(request, None, scores)]
+        events = [self._append(request, token_id, scores)]
+        if request.follow and not request.over:
+            for forced in request.follow(request.ids):
+                if not request.over:
+                    events.append(self._append(request, forced, None))
+        return events
+
+    def _append(self, request: Request, token_id: int, scores: TokenScores | None) -> Event:
+        """One more token; the request may be over with it."""
+        request.tokens.append(token_id)
+        request.room -= 1
+        request.ended = request.until is not None and request.until(token_id)
         if request.ended or request.room == 0:
             self._queue.remove(request)
-        return [Event(request, i, None if place else scores) for place, i in enumerate(added or [None])]
+        return Event(request, token_id, scores)
 
     @property
     def cache_bytes(self) -> int:

@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pilgrim.infer.blocks import BEGINNING, BlockPool, name_of
-from pilgrim.infer.sampling import Sampling, TokenScores
+from pilgrim.infer.sampling import Sampling
 
+Until = Callable[[int], bool]  # a token that was written -> whether the reply ends with it
 Follow = Callable[[Sequence[int]], Sequence[int]]  # a reply so far -> ids that must come next, mostly none
 
 
@@ -34,17 +35,17 @@ class Request:
 
     tokens: list[int]
     prompt_tokens: int
-    room: int  # so many tokens may still be drawn
+    room: int  # so many tokens may still be written
     sampling: Sampling
     stop_ids: Collection[int]
     draws: Sequence[float]  # numbers from (0, 1], one for each token that is drawn
     arrival: int
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int | None = None
+    until: Until | None = None
     follow: Follow | None = None
-    scores: list[TokenScores] = field(default_factory=list)  # for each token of the reply, if asked for
     drawn: int = 0
-    ended: bool = False  # by a stop token
+    ended: bool = False  # by a stop token or by `until`
     over: bool = False
     # The scheduler's:
     read: int = 0  # of the tokens, those whose keys and values are in the cache
