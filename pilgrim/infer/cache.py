@@ -7,7 +7,9 @@ new keys and values and then looks at everything stored.
 
 A text's tokens lie in blocks of slots, and who has which is decided elsewhere (blocks.py). A pass takes the
 new tokens of many texts behind each other, as if they were one row, without any padding: the linear maps
-don't care whose tokens they multiply. Only attention has to keep the texts apart (paged_attention.py).
+don't care whose tokens they multiply. Only attention has to keep the texts apart: on an NVIDIA GPU with a kernel
+that knows blocks (paged_kernel.py), elsewhere with torch's fused one (paged_attention.py). The two want the
+store arranged differently: slots first, or heads first.
 
 A layer with a sliding window looks at the last slots only. All are kept nevertheless: a conversation may go
 back to an earlier turn, and all layers share one numbering of slots. What a window saves is reading.
@@ -20,6 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pilgrim.infer import paged_kernel
 from pilgrim.infer.paged_attention import Plan, Span, Store
 from pilgrim.model.attention import Attend
 from pilgrim.model.config import ModelConfig
@@ -36,15 +39,20 @@ class PagedCache:
         lane_blocks: int,
         dtype: torch.dtype,
         device: torch.device,
+        kernel: paged_kernel.Mix | None = None,
     ) -> None:
-        """Memory for `blocks` blocks, rounded up to whole lanes, is taken at once."""
-        lanes = -(-blocks // lane_blocks)
-        shape = config.depth, config.kv_heads, lanes * lane_blocks * block_tokens, config.head_size
+        """Memory for `blocks` blocks, rounded up to whole lanes, is taken at once.
+
+        `kernel`: `paged_kernel.mix` where it can run; left out, torch's fused kernel does it.
+        """
+        slots = -(-blocks // lane_blocks) * lane_blocks * block_tokens
+        sizes = (slots, config.kv_heads) if kernel else (config.kv_heads, slots)
+        shape = config.depth, *sizes, config.head_size
         # Zeros, because what a mask hides is still multiplied by 0, and 0 times stray NaNs is NaN.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self._store = Store(block_tokens, lane_blocks * block_tokens, dtype, device)
-        self._windows = config.windows
+        self._windows, self._kernel = config.windows, kernel
 
     @property
     def bytes(self) -> int:
@@ -56,6 +64,9 @@ class PagedCache:
         places = [(span, p) for span in spans for p in range(span.start, span.end)]
         positions_1n = torch.tensor([[p for _, p in places]], device=device)
         slots_n = torch.tensor([s.blocks[p // size] * size + p % size for s, p in places], device=device)
+        return positions_1n, self._by_kernel(spans, slots_n) if self._kernel else self._by_plan(spans, slots_n)
+
+    def _by_plan(self, spans: Sequence[Span], slots_n: Tensor) -> Attend:
         plans = {window: Plan(spans, window, self._store) for window in set(self._windows)}
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -64,7 +75,23 @@ class PagedCache:
             values.index_copy_(1, slots_n, v[0])
             return plans[self._windows[layer]].mix(q, keys, values)
 
-        return positions_1n, attend
+        return attend
+
+    def _by_kernel(self, spans: Sequence[Span], slots_n: Tensor) -> Attend:
+        return self.through_kernel(slots_n, paged_kernel.layout_of(spans, self._store.device))
+
+    def through_kernel(self, slots_n: Tensor, layout: paged_kernel.Layout) -> Attend:
+        """The `attend` of a pass whose tokens go to these slots; the tensors may be filled in later."""
+        kernel, block = self._kernel, self._store.block_tokens
+        assert kernel is not None
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = self.keys[layer], self.values[layer]
+            keys.index_copy_(0, slots_n, k[0].transpose(0, 1))
+            values.index_copy_(0, slots_n, v[0].transpose(0, 1))
+            return kernel(q, keys, values, layout, self._windows[layer], block)
+
+        return attend
 
 
 class RowCache:
@@ -75,9 +102,16 @@ class RowCache:
     """
 
     def __init__(
-        self, config: ModelConfig, rows: int, capacity: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        rows: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernel: paged_kernel.Mix | None = None,
     ) -> None:
-        self._cache = PagedCache(config, rows, capacity, 1, dtype, device)
+        slots = -(-capacity // paged_kernel.BLOCK_TOKENS) * paged_kernel.BLOCK_TOKENS if kernel else capacity
+        self._cache = PagedCache(config, rows, slots, 1, dtype, device, kernel)
         self.capacity, self.lengths = capacity, [0] * rows
 
     def extend(self, first: int, counts: Sequence[int]) -> tuple[Tensor, Attend]:

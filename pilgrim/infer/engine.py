@@ -19,6 +19,7 @@ the edge.)
 """
 
 import copy
+import warnings
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -29,6 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pilgrim.core.errors import DataError, PilgrimError
 from pilgrim.core.runtime import Runtime
+from pilgrim.infer import paged_kernel
 from pilgrim.infer.blocks import BlockPool
 from pilgrim.infer.cache import PagedCache, RowCache
 from pilgrim.infer.paged_attention import Span
@@ -37,7 +39,7 @@ from pilgrim.infer.scheduler import Follow, Request, Scheduler, Until, Work
 from pilgrim.model.attention import Attend, causal_attention
 from pilgrim.model.transformer import Transformer
 
-BLOCK_TOKENS = 16  # few, so that little of a beginning is read again; a GPU's kernel asks for 256
+BLOCK_TOKENS = 16  # few, so that little of a beginning is read again; a GPU's kernel has its own
 # A pass reads so many tokens at most: enough to keep a machine busy, few enough for others not to wait long.
 TOKENS_PER_PASS = {"cpu": 512, "cuda": 8192, "mps": 2048}
 
@@ -89,7 +91,11 @@ class Engine:
         self._runtime = runtime
         self._cache_tokens = cache_tokens
         self._tokens_per_pass = tokens_per_pass or TOKENS_PER_PASS[runtime.device.type]
-        self._block_tokens = block_tokens or BLOCK_TOKENS
+        why_not = paged_kernel.trouble(runtime.device, self.dtype, self.config.head_size)
+        self._kernel = None if why_not else paged_kernel.mix
+        if why_not and runtime.device.type == "cuda":
+            warnings.warn(f"paged attention goes text by text, which is slow: {why_not}", stacklevel=2)
+        self._block_tokens = block_tokens or (paged_kernel.BLOCK_TOKENS if self._kernel else BLOCK_TOKENS)
         self._arrivals = 0
         self._store: PagedCache | None = None  # made when it is known for how much, with the scheduler
         self._scheduler: Scheduler | None = None
@@ -315,14 +321,16 @@ class Engine:
             if not self.idle or (pool.lane_blocks >= lane and pool.blocks >= lanes * lane):
                 return
         self._store = self._scheduler = None  # first the old one goes, then the new one comes
-        self._store = PagedCache(self.config, lanes * lane, size, lane, self.dtype, self._runtime.device)
+        self._store = PagedCache(
+            self.config, lanes * lane, size, lane, self.dtype, self._runtime.device, self._kernel
+        )
         self._scheduler = Scheduler(BlockPool(lanes * lane, size, lane), self.rows, self._tokens_per_pass)
 
     # For who keeps places of their own: scoring ------------------------------------------------------
 
     def cache(self, rows: int, capacity: int) -> RowCache:
         """An empty cache for `rows` texts of up to `capacity` tokens."""
-        return RowCache(self.config, rows, capacity, self.dtype, self._runtime.device)
+        return RowCache(self.config, rows, capacity, self.dtype, self._runtime.device, self._kernel)
 
     @torch.inference_mode()
     def read(self, cache: RowCache, first: int, tokens: Sequence[Sequence[int]]) -> Tensor:

@@ -1,8 +1,12 @@
 """Slots, pieces and rows of the cache; that none of it changes a result is tested in numerics."""
 
+import inspect
+
 import pytest
 import torch
+from torch.nn.attention.varlen import varlen_attn
 
+from pilgrim.infer import paged_kernel
 from pilgrim.infer.cache import PagedCache, RowCache
 from pilgrim.infer.paged_attention import Span
 from pilgrim.model.attention import causal_attention
@@ -61,3 +65,56 @@ def test_texts_in_one_pass_do_not_see_each_other() -> None:
     for part in (slice(0, 3), slice(3, 9)):
         alone = causal_attention(0, q[:, :, part], k[:, :, part], v[:, :, part])
         torch.testing.assert_close(mixed[:, :, part], alone)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_kernels_layout_says_the_same_as_the_plans(window: int | None) -> None:
+    """The formula, computed from what the kernel is told, against torch's fused kernel."""
+    windowed = CONFIG if window is None else CONFIG.model_copy(update={"window": window, "window_pattern": "S"})
+    stores = [
+        PagedCache(windowed, 6, 4, 3, torch.float32, torch.device("cpu"), kernel)
+        for kernel in (None, paged_kernel.reference)
+    ]
+    for seed, spans in enumerate(
+        [
+            [Span(0, 5, [3, 4]), Span(0, 3, [0])],
+            [Span(5, 1, [3, 4]), Span(3, 1, [0])],
+            [Span(6, 3, [3, 4, 1]), Span(4, 1, [0, 5]), Span(0, 2, [2])],
+        ]
+    ):
+        q, k, v = qkv(sum(span.count for span in spans), seed)
+        fused, formula = (store.attend(spans)[1](0, q, k, v) for store in stores)
+        torch.testing.assert_close(fused, formula)
+
+
+def test_the_kernel_has_the_parameters_that_it_is_called_with() -> None:
+    inspect.signature(varlen_attn).bind(
+        *[None] * 7, window_size=(-1, 0), enable_gqa=True, seqused_k=None, block_table=None, num_splits=1
+    )
+    assert paged_kernel.trouble(torch.device("cpu"), torch.bfloat16, 64) == "it needs an NVIDIA GPU"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("heads", [(4, 4), (8, 2)], ids=str)
+@pytest.mark.parametrize("size", [64, 128])
+def test_the_kernel_computes_the_formula(window: int | None, heads: tuple[int, int], size: int) -> None:
+    device = torch.device("cuda")
+    if not torch.cuda.is_available() or (why := paged_kernel.trouble(device, torch.bfloat16, size)):
+        pytest.skip("no CUDA" if not torch.cuda.is_available() else str(why))
+    h, g = heads
+    draw = torch.Generator(device).manual_seed(1)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw, device=device).bfloat16()
+
+    keys, values = normal(12 * 256, g, size), normal(12 * 256, g, size)
+    for spans in (
+        [Span(0, 300, [5, 2]), Span(700, 1, [9, 1, 4]), Span(256, 40, [0, 7])],  # a prompt, a reply, a chunk
+        [Span(20, 1, [3]), Span(511, 1, [8, 6]), Span(512, 1, [11, 10, 1])],  # replies only
+    ):
+        q = normal(1, sum(span.count for span in spans), h, size).transpose(1, 2)
+        layout = paged_kernel.layout_of(spans, device)
+        fast = paged_kernel.mix(q, keys, values, layout, window, 256)
+        slow = paged_kernel.reference(q, keys, values, layout, window, 256)
+        torch.testing.assert_close(fast.float(), slow.float(), rtol=2e-2, atol=2e-2)
