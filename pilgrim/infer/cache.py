@@ -41,11 +41,13 @@ class PagedCache:
         device: torch.device,
         kernel: paged_kernel.Mix | None = None,
     ) -> None:
-        """Memory for `blocks` blocks, rounded up to whole lanes, is taken at once.
+        """Memory for `blocks` blocks, rounded up to whole lanes, and a block for nobody, is taken at once.
 
         `kernel`: `paged_kernel.mix` where it can run; left out, torch's fused kernel does it.
         """
-        slots = -(-blocks // lane_blocks) * lane_blocks * block_tokens
+        # Where tokens go that only fill up a recording (recorded.py).
+        self.nobodys_block, self.block_tokens = -(-blocks // lane_blocks) * lane_blocks, block_tokens
+        slots = (self.nobodys_block + bool(kernel)) * block_tokens
         sizes = (slots, config.kv_heads) if kernel else (config.kv_heads, slots)
         shape = config.depth, *sizes, config.head_size
         # Zeros, because what a mask hides is still multiplied by 0, and 0 times stray NaNs is NaN.

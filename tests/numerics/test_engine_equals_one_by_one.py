@@ -13,12 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pilgrim.core.runtime import Runtime
+from pilgrim.core.runtime import Runtime, RuntimeSettings, start
+from pilgrim.infer import paged_kernel
 from pilgrim.infer.engine import Engine
+from pilgrim.infer.recorded import Step
 from pilgrim.infer.sampling import Sampling
 from pilgrim.infer.scheduler import Request, Work
 from pilgrim.model.attention import packed_attention
 from pilgrim.model.config import ModelSettings
+from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
 
 RUNTIME = Runtime(torch.device("cpu"), torch.float32, compile=False, seed=1)
@@ -229,3 +232,43 @@ def test_bf16_batches_stay_within_its_rounding(rows: int) -> None:
     alone = torch.cat([engine.read(engine.cache(1, CONTEXT), 0, [text]) for text in texts])
     spread = alone.std()
     assert (together - alone).abs().max() < 0.05 * spread
+
+
+def test_recorded_steps_write_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fixed shapes and made-up texts, without a GPU: the formula stands in for the kernel, a call for a graph."""
+    sizes: list[int] = []
+
+    def record(step: Step) -> Step:
+        sizes.append(1)
+        return step
+
+    monkeypatch.setattr(paged_kernel, "trouble", lambda *_: None)
+    monkeypatch.setattr(paged_kernel, "mix", paged_kernel.reference)
+    monkeypatch.setattr("pilgrim.infer.engine.cuda_graph", record)
+    model = MODELS["windows"]
+    engine = Engine(model, RUNTIME, rows=5, block_tokens=4, record=True)
+    asked = [Asked(tuple(range(5, 8 + 3 * i)), Sampling(max_tokens=4 + 3 * i), i, ()) for i in range(5)]
+    requests = [engine.submit(one.prompt, one.sampling, STOPS, one.index) for one in asked]
+    while not engine.idle:
+        engine.step()
+        check_blocks(engine)
+    for request, one in zip(requests, asked, strict=True):
+        assert request.ids == twin(model, one, request.ids)
+    assert 1 < len(sizes) <= 4  # of 1, 2, 4 and 5 texts
+
+
+@pytest.mark.gpu
+def test_a_gpu_writes_the_same_recorded_or_not() -> None:
+    """Greedy, in bf16, where both use one kernel: apart only where two scores are nearly equal."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA")
+    runtime = start(RuntimeSettings(device="cuda"), seed=1)
+    model = Transformer(ModelSettings(depth=2, width=256, context=512).config(VOCABULARY))
+    initialize(model, runtime.generator("initialize"))
+    prompts = [[(7 * i + j) % VOCABULARY for j in range(10 + 50 * i)] for i in range(6)]
+    sampling = Sampling(temperature=0, max_tokens=40)
+    plain, recorded = (
+        Engine(model, runtime, rows=6, record=record).generate(prompts, sampling, ()) for record in (False, True)
+    )
+    same = sum(a.ids[:10] == b.ids[:10] for a, b in zip(plain, recorded, strict=True))
+    assert same >= 5
