@@ -7,9 +7,9 @@ new keys and values and then looks at everything stored.
 
 A text's tokens lie in blocks of slots, and who has which is decided elsewhere (blocks.py). A pass takes the
 new tokens of many texts behind each other, as if they were one row, without any padding: the linear maps
-don't care whose tokens they multiply. Only attention has to keep the texts apart: on an NVIDIA GPU with a kernel
-that knows blocks (paged_kernel.py), elsewhere with torch's fused one (paged_attention.py). The two want the
-store arranged differently: slots first, or heads first.
+don't care whose tokens they multiply. Only attention has to keep the texts apart: on an NVIDIA GPU with a
+kernel that knows blocks (paged_kernel.py), elsewhere with torch's fused one (paged_attention.py). The two
+want the store arranged differently: slots first, or heads first.
 
 A layer with a sliding window looks at the last slots only. All are kept nevertheless: a conversation may go
 back to an earlier turn, and all layers share one numbering of slots. What a window saves is reading.
@@ -66,7 +66,9 @@ class PagedCache:
         places = [(span, p) for span in spans for p in range(span.start, span.end)]
         positions_1n = torch.tensor([[p for _, p in places]], device=device)
         slots_n = torch.tensor([s.blocks[p // size] * size + p % size for s, p in places], device=device)
-        return positions_1n, self._by_kernel(spans, slots_n) if self._kernel else self._by_plan(spans, slots_n)
+        return positions_1n, self._by_kernel(spans, slots_n) if self._kernel else self._by_plan(
+            spans, slots_n
+        )
 
     def _by_plan(self, spans: Sequence[Span], slots_n: Tensor) -> Attend:
         plans = {window: Plan(spans, window, self._store) for window in set(self._windows)}

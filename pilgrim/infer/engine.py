@@ -13,9 +13,9 @@ A step is one pass through the network. The scheduler says who reads how many to
 the cache has keys and values of what was read before (cache.py, blocks.py), and for each request that is read
 to its end a token is drawn (sampling.py). Chat, evaluation and whoever else writes use this one path.
 
-What a request draws depends only on its seed and its index, and on how many tokens it has drawn, never on what
-else is in the batch. (In bf16 a batch of another size may round differently, and so turn a draw that was on
-the edge.)
+What a request draws depends only on its seed, its index, and how many tokens it has drawn, never on what else
+is in the batch. (In bf16 a batch of another size may round differently, and so turn a draw that was on the
+edge.)
 """
 
 import copy
@@ -134,7 +134,8 @@ class Engine:
         request = self._request(prompt, sampling, stop_ids, index)
         if not all(0 <= i < self.config.vocab_size for i in logit_bias or ()):
             raise DataError(
-                f"logit_bias: the model knows only the ids 0 to {self.config.vocab_size - 1}; leave others out"
+                f"logit_bias: the model knows only the ids 0 to {self.config.vocab_size - 1}; "
+                "leave others out"
             )
         request.logit_bias, request.top_logprobs = logit_bias or {}, top_logprobs
         request.until, request.follow = until, follow
@@ -185,7 +186,7 @@ class Engine:
         requests = [self._request(prompt, sampling, stop_ids, i) for i, prompt in enumerate(prompts)]
         if not requests:
             return []
-        longest = max((len(request.tokens) + request.room for request in requests))
+        longest = max(len(request.tokens) + request.room for request in requests)
         self._reserve(min(self.rows, len(requests)), longest)
         for request in requests:
             self._queue.add(request)
@@ -215,13 +216,13 @@ class Engine:
         assert self._store is not None
         spans = [Span(request.read, n, request.blocks) for request, n in work]
         ids = [i for request, n in work for i in request.tokens[request.read : request.read + n]]
-        if self._recorder and all(each.count == 1 and each.to_the_end for each in work):
+        if self._recorder and all(each.tokens == 1 and each.to_the_end for each in work):
             return [request for request, _ in work], self._recorder.scores(spans, ids)
         positions_1n, attend = self._store.attend(spans)
         hidden_nw = self._forward(ids, positions_1n, attend)
         ends, writers, read = [], [], 0
         for each in work:
-            read += each.count
+            read += each.tokens
             if each.to_the_end:
                 ends.append(read - 1)
                 writers.append(each.request)
@@ -332,7 +333,9 @@ class Engine:
             pool = self._scheduler.pool
             if not self.idle or (pool.lane_blocks >= lane and pool.blocks >= lanes * lane):
                 return
-        self._store = self._scheduler = self._recorder = None  # first the old one goes, then the new one comes
+        self._store = self._scheduler = self._recorder = (
+            None  # first the old one goes, then the new one comes
+        )
         self._store = PagedCache(
             self.config, lanes * lane, size, lane, self.dtype, self._runtime.device, self._kernel
         )

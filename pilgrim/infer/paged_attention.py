@@ -29,15 +29,15 @@ LANES_FOR_A_TEXT = 2  # at most; where more lanes lie idle in between, texts are
 
 
 class Span(NamedTuple):
-    """A text's part of a pass: `count` new tokens behind the `start` that are stored, and all its blocks."""
+    """A text's part of a pass: `new` tokens behind the `start` that are stored, and all its blocks."""
 
     start: int
-    count: int
+    new: int
     blocks: Sequence[int]
 
     @property
     def end(self) -> int:
-        return self.start + self.count
+        return self.start + self.new
 
 
 class Store(NamedTuple):
@@ -108,7 +108,7 @@ class Plan:
 
 def _beginning_with_one_token(spans: Sequence[Span]) -> Iterator[Span]:
     for span in spans:
-        if span.count > 1:
+        if span.new > 1:
             return
         yield span
 
@@ -151,10 +151,10 @@ def _pieces(spans: Sequence[Span], at: int, window: int | None, store: Store) ->
     QUERIES queries: with their keys they are a band, not a table of all queries by all keys.
     """
     for span in spans:
-        whole = span.start == 0 and (window is None or span.count <= window)
-        step = span.count if whole else QUERIES
-        for begin in range(0, span.count, step):
-            end = min(begin + step, span.count)
+        whole = span.start == 0 and (window is None or span.new <= window)
+        step = span.new if whole else QUERIES
+        for begin in range(0, span.new, step):
+            end = min(begin + step, span.new)
             first = 0 if window is None else max(0, span.start + begin - window + 1)
             slots = _stored(span, first, span.start + end, store)
             one = end - begin == 1
@@ -162,7 +162,7 @@ def _pieces(spans: Sequence[Span], at: int, window: int | None, store: Store) ->
             if not (whole or one):
                 bias = _band(span.start + begin, span.start + end, first, window, store)
             yield Alone(slice(at + begin, at + end), slots, bias, causal=whole and not one)
-        at += span.count
+        at += span.new
 
 
 def _stored(span: Span, first: int, end: int, store: Store) -> slice | Tensor:

@@ -1,4 +1,4 @@
-"""Attention over a paged cache on an NVIDIA GPU: one kernel for all texts of a pass, straight from the blocks.
+"""Attention over a paged cache on an NVIDIA GPU: one kernel for all texts of a pass, from the blocks.
 
 FlashAttention (Dao 2023) takes the queries of many texts behind each other, as our passes have them, and a
 table that says which block holds which part of a text. Prompts, chunks of prompts and replies of any lengths
@@ -61,7 +61,7 @@ def layout_of(spans: Sequence[Span], device: torch.device) -> Layout:
     """The layout of a pass."""
     widest = max(len(span.blocks) for span in spans)
     table = [[*span.blocks, *[0] * (widest - len(span.blocks))] for span in spans]
-    counts, ends = [span.count for span in spans], [span.end for span in spans]
+    counts, ends = [span.new for span in spans], [span.end for span in spans]
     return Layout(
         _sums(counts, device),
         _sums(ends, device),
@@ -73,7 +73,7 @@ def layout_of(spans: Sequence[Span], device: torch.device) -> Layout:
 
 
 def mix(q: Tensor, keys: Tensor, values: Tensor, layout: Layout, window: int | None, block: int) -> Tensor:
-    """Attention [1, h, n, d] of `q` over one layer's store, [slots, g, d] each, in blocks of `block` slots."""
+    """Attention [1, h, n, d] of `q` over a layer's store, [slots, g, d] each, in blocks of `block` slots."""
     from torch.nn.attention.varlen import varlen_attn  # costs a second to import, and only GPUs want it
 
     k, v = (x.unflatten(0, (-1, block)) for x in (keys, values))
@@ -101,11 +101,15 @@ def reference(
 ) -> Tensor:
     """The slow twin of `mix`: the formula, in fp32, text by text."""
     mixed = []
-    for text, (begin, end) in enumerate(zip(layout.queries[:-1].tolist(), layout.queries[1:].tolist(), strict=True)):
+    for text, (begin, end) in enumerate(
+        zip(layout.queries[:-1].tolist(), layout.queries[1:].tolist(), strict=True)
+    ):
         stored = int(layout.stored[text])
         slots = (layout.table[text].long()[:, None] * block + torch.arange(block, device=q.device)).flatten()
         groups = q.shape[1] // keys.shape[1]
-        k, v = (x[slots[:stored]].float().repeat_interleave(groups, 1).transpose(0, 1) for x in (keys, values))
+        k, v = (
+            x[slots[:stored]].float().repeat_interleave(groups, 1).transpose(0, 1) for x in (keys, values)
+        )
         query = torch.arange(stored - (end - begin), stored, device=q.device)[:, None]
         key = torch.arange(stored, device=q.device)
         hidden = (key > query) | (key <= query - (stored if window is None else window))

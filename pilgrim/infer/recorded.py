@@ -3,8 +3,8 @@
 A step of writing is some hundred small kernels, and a fast GPU does each sooner than Python can ask for the
 next. A CUDA graph is a recording of all of them that is started by one call. It plays back exactly what was
 recorded: the same shapes, at the same addresses. So a step's inputs are copied into buffers of fixed places,
-and for the number of texts there are a few sizes (1, 2, 4, …): texts that are missing are made up, and read and
-write a block that belongs to nobody. The same fixed shapes are what torch.compile likes best.
+and for the number of texts there are a few sizes (1, 2, 4, …): texts that are missing are made up, and use a
+block that belongs to nobody. The same fixed shapes are what torch.compile likes best.
 
 Recording costs seconds for each size, compiling more, so only engines that live long do it. On a CPU there is
 nothing to record, and compiled steps gain 9 to 24% there, for half a minute of compiling each size
@@ -98,7 +98,9 @@ class Recorder:
         nobody, block = self._cache.nobodys_block, self._cache.block_tokens
         size, width = buffers.layout.table.shape
         missing = size - len(spans)
-        table = [[*s.blocks, *[nobody] * (width - len(s.blocks))] for s in spans] + [[nobody] * width] * missing
+        table = [[*s.blocks, *[nobody] * (width - len(s.blocks))] for s in spans] + [
+            [nobody] * width
+        ] * missing
         slots = [s.blocks[s.start // block] * block + s.start % block for s in spans]
         stored = [s.end for s in spans] + [1] * missing
         for buffer, values in (

@@ -124,7 +124,9 @@ def probabilities(scores_bv: Tensor, samplings: Sequence[Sampling]) -> Tensor:
         scores_bv = _keep_top_k(scores_bv, [s.top_k or scores_bv.shape[-1] for s in samplings])
     if any(s.top_p < 1 for s in samplings):
         # Rounding may reach 1 too early: all are kept only below a bound that no sum can reach.
-        scores_bv = _keep_top_p(scores_bv, _dial([s.top_p if s.top_p < 1 else 2.0 for s in samplings], scores_bv))
+        scores_bv = _keep_top_p(
+            scores_bv, _dial([s.top_p if s.top_p < 1 else 2.0 for s in samplings], scores_bv)
+        )
     probs_bv = scores_bv.softmax(dim=-1)
     if any(s.min_p > 0 for s in samplings):
         least = _dial([s.min_p for s in samplings], scores_bv) * probs_bv.amax(dim=-1, keepdim=True)
@@ -133,7 +135,9 @@ def probabilities(scores_bv: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     return probs_bv
 
 
-def token_scores(logits_bv: Tensor, ids: Sequence[int], tops: Sequence[int | None]) -> list[TokenScores | None]:
+def token_scores(
+    logits_bv: Tensor, ids: Sequence[int], tops: Sequence[int | None]
+) -> list[TokenScores | None]:
     """What the model thinks of `ids[i]` in row i, with the `tops[i]` likeliest beside it; None: not asked."""
     if all(top is None for top in tops):
         return [None] * len(tops)
@@ -189,7 +193,7 @@ def _less_of_the_used(
 def _less_repetition(
     scores_bv: Tensor, recent: Sequence[Sequence[int]], samplings: Sequence[Sampling]
 ) -> Tensor:
-    """Less by multiplier · base^(length - allowed), where a token would go on with a repetition of `length`."""
+    """Less by multiplier · base^(length - allowed), for tokens that go on with a repetition of `length`."""
     longest = max(map(len, recent))
     if longest < 2:
         return scores_bv

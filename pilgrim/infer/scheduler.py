@@ -63,15 +63,15 @@ class Request:
 
 
 class Work(NamedTuple):
-    """A request's next `count` tokens."""
+    """A request's next `tokens` tokens, to be read."""
 
     request: Request
-    count: int
+    tokens: int
 
     @property
     def to_the_end(self) -> bool:
         """Whether everything is read then, so that the next token can be drawn."""
-        return self.count == self.request.unread
+        return self.tokens == self.request.unread
 
 
 class Scheduler:
@@ -113,13 +113,13 @@ class Scheduler:
         for request in [r for r in self.running if r.unread > 1]:
             if budget > 0:
                 work.append(self._read(request, min(request.unread, budget)))
-                budget -= work[-1].count
+                budget -= work[-1].tokens
         while budget > 0 and self.waiting and len(self.running) < self.rows:
             request = self.waiting[0]
             if not self._admit(request):
                 break
             work.append(self._read(request, min(request.unread, budget)))
-            budget -= work[-1].count
+            budget -= work[-1].tokens
         return work
 
     def done(self, work: Sequence[Work]) -> None:
@@ -192,7 +192,9 @@ class Scheduler:
         """Back to those who wait, before everybody who came later."""
         self.running.remove(request)
         self._give_back(request)
-        place = next((i for i, r in enumerate(self.waiting) if r.arrival > request.arrival), len(self.waiting))
+        place = next(
+            (i for i, r in enumerate(self.waiting) if r.arrival > request.arrival), len(self.waiting)
+        )
         self.waiting.insert(place, request)
 
     def _give_back(self, request: Request) -> None:

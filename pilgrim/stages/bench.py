@@ -7,12 +7,12 @@ slower meanwhile treats both alike. What is told are medians.
 A step of writing multiplies each weight with few numbers, so what limits it is how fast weights and
 cache come from memory, the *roofline* (Williams et al. 2009). Honest is to count what must be read:
 
-    bytes = the matrices that are multiplied, once for all texts     (no embedding: a table of which a row is read)
-          + the keys and values that each text's layers look at      (no more than a window, where there is one)
+    bytes = the matrices that are multiplied, once for all texts    (of the embedding, only rows are read)
+          + the keys and values that each text's layers look at     (no more than a window)
     share = bytes / bandwidth / time of a step
 
-The bandwidth is that of a large copy on this machine, now. A share above 1 is no mistake where the weights fit
-into a processor's cache. With many texts a CPU is limited by arithmetic instead, and the share is low.
+The bandwidth is that of a large copy on this machine, now. A share above 1 is no mistake where the weights
+fit into a processor's cache. With many texts a CPU is limited by arithmetic instead, and the share is low.
 """
 
 import importlib.util
@@ -69,7 +69,12 @@ class Row:
 
 
 def bench_infer(
-    folder: Path, *, prompt: int | None = None, tokens: int = 32, rounds: int = 5, console: Console | None = None
+    folder: Path,
+    *,
+    prompt: int | None = None,
+    tokens: int = 32,
+    rounds: int = 5,
+    console: Console | None = None,
 ) -> list[Row]:
     """Measure a run's newest model with prompts of `prompt` tokens (None: half its context); the rows also
     go to RUN/bench/infer.json. Raises PilgrimError if the run has no model."""
@@ -146,7 +151,9 @@ def _measure(
             if theirs:
                 measured["theirs"].append(_theirs(theirs, prompts(), tokens, runtime.device))
             progress.advance(1)
-    ours, peer = (_medians(speeds[1:]) if speeds else None for speeds in measured.values())  # first: warming up
+    ours, peer = (
+        _medians(speeds[1:]) if speeds else None for speeds in measured.values()
+    )  # first: warming up
     assert ours is not None
     needed = bytes_per_step(model.config, engine.dtype, texts, length + tokens // 2)
     bandwidth = peaks.measured(runtime.device, engine.dtype).copy_bytes_per_s

@@ -1,4 +1,4 @@
-"""The engine under any load against its slow twin: one request after the other, the whole text anew each time.
+"""The engine under any load against its slow twin: one request after the other, and no cache.
 
 A random schedule of arrivals, cancellations and steps drives a small engine, whose cache may be too small for
 all of them. Whatever happens, each reply must be what the twin writes, and no block may be lost.
@@ -71,12 +71,11 @@ def twin(model: Transformer, asked: Asked, written: list[int]) -> list[int]:
     All its scores come from one pass over the prompt and what the engine has written, as no token looks
     ahead. They are right as long as both agree, and where they don't, the difference is what a test sees.
     """
-    prompt, reply, sampling = list(asked.prompt), [], asked.sampling
+    prompt, sampling = list(asked.prompt), asked.sampling
+    reply: list[int] = []
     ids = prompt + written
     scores_tv = model.logits(
-        model(
-            torch.tensor([ids]), packed_attention(torch.zeros(1, len(ids)), torch.float32, model.windows)
-        )
+        model(torch.tensor([ids]), packed_attention(torch.zeros(1, len(ids)), torch.float32, model.windows))
     )[0].double()
     named = Runtime(RUNTIME.device, RUNTIME.dtype, compile=False, seed=sampling.seed)
     draws = named.generator("reply", asked.index)
@@ -113,7 +112,9 @@ def check_blocks(engine: Engine) -> None:
     assert pool.free == pool._users.count(0)
     assert all(not request.blocks for request in queue.waiting)
     assert {pool._by_name[n]: n for n in pool._by_name} == {i: n for i, n in enumerate(pool._names) if n}
-    in_lanes = [sum(map(bool, pool._users[i : i + pool.lane_blocks])) for i in range(0, pool.blocks, pool.lane_blocks)]
+    in_lanes = [
+        sum(map(bool, pool._users[i : i + pool.lane_blocks])) for i in range(0, pool.blocks, pool.lane_blocks)
+    ]
     assert in_lanes == pool._in_use
 
 
@@ -165,7 +166,9 @@ def test_replies_are_the_twins_whatever_happens(
 
 def test_it_does_come_to_preemption_hits_and_chunks() -> None:
     """What the random schedules are meant to meet, they meet."""
-    engine = Engine(MODELS["windows"], RUNTIME, rows=4, cache_tokens=CONTEXT, tokens_per_pass=16, block_tokens=4)
+    engine = Engine(
+        MODELS["windows"], RUNTIME, rows=4, cache_tokens=CONTEXT, tokens_per_pass=16, block_tokens=4
+    )
     prompt = list(range(5, 35))
     requests = [
         engine.submit([*prompt[: 20 - i], 40 + i], Sampling(temperature=0, max_tokens=30), STOPS)
@@ -235,7 +238,7 @@ def test_bf16_batches_stay_within_its_rounding(rows: int) -> None:
 
 
 def test_recorded_steps_write_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fixed shapes and made-up texts, without a GPU: the formula stands in for the kernel, a call for a graph."""
+    """Fixed shapes and made-up texts, without a GPU: formula for kernel, call for graph."""
     sizes: list[int] = []
 
     def record(step: Step) -> Step:
@@ -268,7 +271,8 @@ def test_a_gpu_writes_the_same_recorded_or_not() -> None:
     prompts = [[(7 * i + j) % VOCABULARY for j in range(10 + 50 * i)] for i in range(6)]
     sampling = Sampling(temperature=0, max_tokens=40)
     plain, recorded = (
-        Engine(model, runtime, rows=6, record=record).generate(prompts, sampling, ()) for record in (False, True)
+        Engine(model, runtime, rows=6, record=record).generate(prompts, sampling, ())
+        for record in (False, True)
     )
     same = sum(a.ids[:10] == b.ids[:10] for a, b in zip(plain, recorded, strict=True))
     assert same >= 5

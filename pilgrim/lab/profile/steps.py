@@ -21,7 +21,8 @@ from pilgrim.data.loader import batches
 from pilgrim.data.prefetch import Prefetch
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.sampling import Sampling
-from pilgrim.infer.scheduler import Request, Work as Reading
+from pilgrim.infer.scheduler import Request
+from pilgrim.infer.scheduler import Work as Reading
 from pilgrim.model.count import flops_needed
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.grow import phase_at

@@ -70,7 +70,9 @@ def test_texts_in_one_pass_do_not_see_each_other() -> None:
 @pytest.mark.parametrize("window", [None, 3])
 def test_the_kernels_layout_says_the_same_as_the_plans(window: int | None) -> None:
     """The formula, computed from what the kernel is told, against torch's fused kernel."""
-    windowed = CONFIG if window is None else CONFIG.model_copy(update={"window": window, "window_pattern": "S"})
+    windowed = (
+        CONFIG if window is None else CONFIG.model_copy(update={"window": window, "window_pattern": "S"})
+    )
     stores = [
         PagedCache(windowed, 6, 4, 3, torch.float32, torch.device("cpu"), kernel)
         for kernel in (None, paged_kernel.reference)
@@ -82,7 +84,7 @@ def test_the_kernels_layout_says_the_same_as_the_plans(window: int | None) -> No
             [Span(6, 3, [3, 4, 1]), Span(4, 1, [0, 5]), Span(0, 2, [2])],
         ]
     ):
-        q, k, v = qkv(sum(span.count for span in spans), seed)
+        q, k, v = qkv(sum(span.new for span in spans), seed)
         fused, formula = (store.attend(spans)[1](0, q, k, v) for store in stores)
         torch.testing.assert_close(fused, formula)
 
@@ -113,7 +115,7 @@ def test_the_kernel_computes_the_formula(window: int | None, heads: tuple[int, i
         [Span(0, 300, [5, 2]), Span(700, 1, [9, 1, 4]), Span(256, 40, [0, 7])],  # a prompt, a reply, a chunk
         [Span(20, 1, [3]), Span(511, 1, [8, 6]), Span(512, 1, [11, 10, 1])],  # replies only
     ):
-        q = normal(1, sum(span.count for span in spans), h, size).transpose(1, 2)
+        q = normal(1, sum(span.new for span in spans), h, size).transpose(1, 2)
         layout = paged_kernel.layout_of(spans, device)
         fast = paged_kernel.mix(q, keys, values, layout, window, 256)
         slow = paged_kernel.reference(q, keys, values, layout, window, 256)

@@ -112,8 +112,9 @@ def test_a_tiny_temperature_does_not_overflow() -> None:
 
 def test_bf16_scores_are_computed_with_in_fp32() -> None:
     scores_bv = random_scores(3).bfloat16()
-    rows = [[]] * 3, [Sampling(top_p=0.9)] * 3, [0.5] * 3
-    assert torch.equal(choose(scores_bv, *rows), choose(scores_bv.float(), *rows))
+    dials = [Sampling(top_p=0.9)] * 3
+    same = choose(scores_bv.float(), [[]] * 3, dials, [0.5] * 3)
+    assert torch.equal(choose(scores_bv, [[]] * 3, dials, [0.5] * 3), same)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -174,7 +175,7 @@ ROWS = st.lists(
 
 
 def slow_dry(scores: list[float], ids: list[int], sampling: Sampling) -> list[float]:
-    """The definition: for each earlier place, how long is the repetition that its next token would go on with?"""
+    """The definition: how long is the repetition that the next token of each place would go on with?"""
     longest: dict[int, int] = {}
     for place in range(len(ids) - 1):
         length = 0
@@ -197,7 +198,8 @@ def test_each_row_is_treated_as_if_it_were_alone(
     dials, recent, draws, biases = (list(column) for column in zip(*rows, strict=True))
     together = choose(scores_bv, recent, dials, draws, biases)
     alone = [
-        choose(scores_bv[i : i + 1], [recent[i]], [dials[i]], [draws[i]], [biases[i]]) for i in range(len(rows))
+        choose(scores_bv[i : i + 1], [recent[i]], [dials[i]], [draws[i]], [biases[i]])
+        for i in range(len(rows))
     ]
     assert together.tolist() == [int(ids) for ids in alone]
     for i, (sampling, ids, _, bias) in enumerate(rows):
@@ -205,7 +207,8 @@ def test_each_row_is_treated_as_if_it_were_alone(
         used = set(ids[-sampling.penalty_window :])
         penalty = sampling.repetition_penalty
         expected = [
-            (s / penalty if s > 0 else s * penalty) if token in used else s for token, s in enumerate(expected)
+            (s / penalty if s > 0 else s * penalty) if token in used else s
+            for token, s in enumerate(expected)
         ]
         expected = slow_dry(expected, ids, sampling)
         found = penalized(biased(scores_bv[i : i + 1], [bias]), [ids], [sampling])[0]
@@ -237,4 +240,6 @@ def test_log_probabilities_are_the_models_own() -> None:
         log_probs = logits_bv[row].double().log_softmax(-1)
         assert told.log_prob == pytest.approx(float(log_probs[token]), abs=1e-5)
         assert [i for i, _ in told.likeliest] == log_probs.argsort(descending=True)[:top].tolist()
-        assert [p for _, p in told.likeliest] == pytest.approx([float(log_probs[i]) for i, _ in told.likeliest])
+        assert [p for _, p in told.likeliest] == pytest.approx(
+            [float(log_probs[i]) for i, _ in told.likeliest]
+        )

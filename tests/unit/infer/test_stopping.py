@@ -20,7 +20,9 @@ def slow_twin(text: str, strings: list[str]) -> tuple[str, bool]:
     return text, False
 
 
-@given(text=st.text("aé b", max_size=30), strings=st.lists(st.text("aé b", min_size=1, max_size=4), max_size=4))
+@given(
+    text=st.text("aé b", max_size=30), strings=st.lists(st.text("aé b", min_size=1, max_size=4), max_size=4)
+)
 def test_it_stops_where_the_definition_says(text: str, strings: list[str]) -> None:
     expected, stops = slow_twin(text, strings)
     for ids in (TOKENIZER.encode(text), [i for c in text for i in TOKENIZER.encode(c)]):
