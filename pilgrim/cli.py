@@ -290,6 +290,8 @@ def chat(
         "Examples",
         ("pilgrim eval pocket && pilgrim report pocket", "measure again, and show it"),
         ("pilgrim eval pocket --suite core --items 32", "a quick look at CORE's tasks"),
+        ("pilgrim eval pocket --suite chat", "what does the chatbot know, compute, obey?"),
+        ("pilgrim eval pocket --suite evals/mine.toml", "questions of your own"),
         ("pilgrim eval try2 --suite core --compare pocket", "is it better than pocket, item by item?"),
     ),
 )
@@ -297,17 +299,22 @@ def chat(
 def eval_command(
     run: RunArgument,
     suite: Annotated[
-        Literal["core", "behaviour", "all"],
-        typer.Option(help="behaviour: what `pilgrim run` measures at its end; core: CORE's tasks."),
+        str,
+        typer.Option(
+            metavar="SUITE",
+            help="behaviour: what `pilgrim run` measures at its end; core: CORE's tasks; chat: the chat "
+            "suite; all: these three; or a file or folder of your own questions.",
+        ),
     ] = "all",
     items: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Of each task of CORE this many; left out: all.")
+        int | None, typer.Option(min=1, metavar="N", help="Of each task this many items; left out: all.")
     ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="CORE's tasks. Left out: the recipe's eval.core, by default up to 100 bundled items each.",
+            help="The tasks of core, or of chat. Left out: up to 100 bundled items each, or for core what "
+            "the recipe's eval.core names.",
         ),
     ] = None,
     fetch: Annotated[
@@ -326,29 +333,54 @@ def eval_command(
     behaviour: bits per byte on text it never saw; does it end its replies, does it repeat itself, does it
     know its name? `pilgrim run` does this as its last stage.
 
-    core: the tasks of CORE, from reading to reasoning, mostly multiple choice, with the newest model. Every
-    accuracy has its standard error. The result is in RUN/evaluate/.
+    core: the tasks of CORE, from reading to reasoning, mostly multiple choice, with the newest model.
+
+    chat: knowledge, arithmetic with a calculator, programs that are run in a sandbox, instructions, spelling,
+    asked as a user would ask.
+
+    Every accuracy has its standard error. The results are in RUN/evaluate/.
     """
     folder = find_run(run)
     other = find_run(compare) if compare is not None else None
     from pilgrim.evals.fetch import fetch_bundle
-    from pilgrim.stages import core
+    from pilgrim.stages import answers, chat, core
     from pilgrim.stages.evaluate import evaluate_run
 
-    if suite == "behaviour" and (items is not None or data is not None or fetch):
-        raise PilgrimError("--items, --data and --fetch are about CORE's tasks; leave out --suite behaviour")
+    asked = ["behaviour", "core", "chat"] if suite == "all" else [suite]
+    if fetch and "core" not in asked:
+        raise PilgrimError(
+            f"--fetch is about CORE's tasks, and --suite {suite} has none of them; leave it out"
+        )
+    if asked == ["behaviour"] and (items is not None or data is not None or other is not None):
+        raise PilgrimError(
+            "--items, --data and --compare are about questions with known answers; "
+            "leave out --suite behaviour"
+        )
+    if data is not None and asked not in (["core"], ["chat"]):
+        raise PilgrimError(
+            f"--data {data} needs to know whose tasks they are; add --suite core or --suite chat"
+        )
     if fetch and data is not None:
         raise PilgrimError(f"--fetch and --data {data} contradict each other; leave one of them out")
+    known = {"core": core.CORE, "chat": chat.CHAT}
+    suites = [known.get(name) or chat.own_suite(Path(name)) for name in asked if name != "behaviour"]
+    for one in suites:
+        if other is not None:
+            answers.read_result(other, one)  # if it is missing, that is told before minutes are spent
     if fetch:
         data = fetch_bundle(say=typer.echo)
-    if other is not None:
-        core.read_result(other)  # if it is missing, that is told before minutes are spent
-    if suite != "core":
+    if "behaviour" in asked:
         evaluate_run(folder)
-    if suite != "behaviour":
-        core.evaluate_core(folder, data, items)
+    for one in suites:
+        if one is core.CORE:
+            core.evaluate_core(folder, data, items)
+        elif one is chat.CHAT:
+            chat.evaluate_chat(folder, data if "core" not in asked else None, items)
+        else:
+            chat.evaluate_own(folder, Path(one.option), items)
     if other is not None:
-        core.compare_core(folder, other)
+        for one in suites:
+            answers.compare_runs(folder, other, one)
 
 
 @app.command(epilog=examples("Example", ("pilgrim report pocket", "writes runs/pocket/report.html")))
@@ -446,29 +478,44 @@ def _profile_folder(path: Path, stage: str) -> Path:
 
 @app.command(
     epilog=examples(
-        "Example", ("pilgrim export pocket --to hf --out pocket-hf", "for transformers, vLLM and others")
+        "Examples",
+        ("pilgrim export pocket --to hf --out pocket-hf", "for transformers, vLLM and others"),
+        ("pilgrim export pocket --to gguf --out pocket.gguf", "for llama.cpp, Ollama and LM Studio"),
     )
 )
 @guarded()
 def export(
     run: RunArgument,
-    to: Annotated[Literal["hf"], typer.Option(help="hf: a Hugging Face folder.")],
+    to: Annotated[
+        Literal["hf", "gguf"], typer.Option(help="hf: a Hugging Face folder; gguf: a file for llama.cpp.")
+    ],
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="The folder to write; an earlier export is replaced.")
+        Path,
+        typer.Option(metavar="PATH", help="The folder or file to write; an earlier export is replaced."),
     ],
     dtype: Annotated[
-        Literal["fp32", "bf16"], typer.Option(help="fp32: to the bit what was trained; bf16: half as large.")
+        Literal["fp32", "bf16", "q8_0"],
+        typer.Option(
+            help="fp32: to the bit what was trained; bf16: half as large; q8_0, for gguf: a quarter."
+        ),
     ] = "fp32",
 ) -> None:
-    """Write a trained model as a folder that other programs load.
+    """Write a trained model for other programs.
 
     The model is numerically Qwen3ForCausalLM, so whatever runs Qwen3 runs it; the tokenizer and the chat
-    template come along.
+    template come along. hf is for transformers, vLLM and MLX; gguf for llama.cpp, Ollama and LM Studio.
     """
     folder = find_run(run)
-    from pilgrim.export import huggingface
+    if to == "gguf":
+        from pilgrim.export import gguf
 
-    typer.echo(f"wrote {huggingface.export(folder, out, dtype, say=typer.echo)}")
+        typer.echo(f"wrote {gguf.export(folder, out, dtype, say=typer.echo)}")
+    else:
+        from pilgrim.export import huggingface
+
+        if dtype == "q8_0":
+            raise PilgrimError("--dtype q8_0 is a format of gguf; with --to hf, take bf16")
+        typer.echo(f"wrote {huggingface.export(folder, out, dtype, say=typer.echo)}")
 
 
 @app.command(

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pilgrim.data.conversations import Prompt
+from pilgrim.evals.statistics import wilson
 from pilgrim.text.chat import Message
 
 LOOP_TOKENS = 4  # a loop is this many tokens …
 LOOP_TIMES = 3  # … this many times in a row
-_Z = 1.959964  # of the normal distribution, 95% lie within this many standard deviations
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,7 @@ class Share:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95% interval: the true shares that this count does not contradict."""
-        spread = _Z**2 / self.n
-        center = (self.share + spread / 2) / (1 + spread)
-        reach = math.sqrt(spread * self.share * (1 - self.share) + spread**2 / 4) / (1 + spread)
-        return max(0.0, center - reach), min(1.0, center + reach)
+        return wilson(self.share, self.n)
 
     def to_dict(self) -> dict[str, float]:
         """{"share", "n", "low", "high"}."""

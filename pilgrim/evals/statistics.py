@@ -1,8 +1,8 @@
 """How sure is an accuracy, and how sure is a difference between two?
 
 An accuracy over n items is a measurement with an error. Two numbers tell of it: the standard error
-sqrt(p (1 - p) / n), which is handy for adding up, and Wilson's 95% interval (evals/behaviour.py), which stays
-sound near 0 and 1.
+sqrt(p (1 - p) / n), which is handy for adding up, and Wilson's 95% interval (Wilson 1927), which stays sound
+near 0 and 1.
 
 Two models that answered the same items are compared item by item. Where both are right or both are wrong
 nothing is learned, so only the items count on which they disagree, and luck shared by both (easy items)
@@ -18,6 +18,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Z95 = 1.959964  # of a normal distribution, 95% lie within this many standard deviations
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of `n`: the true shares that it does not contradict."""
+    spread = Z95**2 / n
+    center = (share + spread / 2) / (1 + spread)
+    reach = math.sqrt(spread * share * (1 - share) + spread**2 / 4) / (1 + spread)
+    return max(0.0, center - reach), min(1.0, center + reach)
+
+
+def clustered_error(hits: Sequence[int], counts: Sequence[int]) -> float:
+    """The standard error of sum(hits) / sum(counts), where each question has several parts.
+
+    The parts of one question are not independent, the questions are. So the error is that of a ratio of two
+    sums over questions (Cochran 1977, section 2.11): each adds how far its hits are from what the share says.
+    """
+    total = sum(counts)
+    share = sum(hits) / total
+    return math.sqrt(math.fsum((h - share * c) ** 2 for h, c in zip(hits, counts, strict=True))) / total
 
 
 @dataclass(frozen=True)

@@ -121,18 +121,10 @@ def write_folder(
 ) -> Path:
     """Write all files beside `out`, flush them to the disk, and put them in its place in one go."""
     out = out.resolve()
-    if config.softcap is not None:
-        raise PilgrimError(
-            f"model.softcap = {config.softcap}: Qwen3 bounds no scores, so no program would compute what was "
-            "trained; chat with it here, or train without model.softcap"
-        )
+    refuse_softcap(config)
     _refuse_strangers(out)
-    tensors = _tensors(weights, config, subject.dtype)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise PilgrimError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens and the model only {config.vocab_size}; "
-            "take the tokenizer that the model was trained with"
-        )
+    checked = checked_weights(weights, config, tokenizer)
+    tensors = {name: t.detach().to("cpu", subject.dtype).contiguous() for name, t in checked.items()}
     temporary = out.with_name(TEMPORARY + out.name)
     with explained("written", out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -209,8 +201,19 @@ def _generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _tensors(weights: Mapping[str, Tensor], config: ModelConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights in `dtype`, after checking that they are all that the config asks for, and nothing else."""
+def refuse_softcap(config: ModelConfig) -> None:
+    """Raises PilgrimError for what no program that runs Qwen3 would compute."""
+    if config.softcap is not None:
+        raise PilgrimError(
+            f"model.softcap = {config.softcap}: Qwen3 bounds no scores, so no program would compute what was "
+            "trained; chat with it here, or train without model.softcap"
+        )
+
+
+def checked_weights(
+    weights: Mapping[str, Tensor], config: ModelConfig, tokenizer: Tokenizer
+) -> Mapping[str, Tensor]:
+    """The weights, if they are all that the config asks for, nothing else, and enough for the tokenizer."""
     with torch.device("meta"):  # shapes only, no memory
         expected = Transformer(config).weights()
     cure = "take weights and config from one checkpoint"
@@ -223,7 +226,12 @@ def _tensors(weights: Mapping[str, Tensor], config: ModelConfig, dtype: torch.dt
                 f"the weights of {name} have the shape {list(tensor.shape)}, "
                 f"but the config asks for {list(expected[name].shape)}; {cure}"
             )
-    return {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in weights.items()}
+    if tokenizer.vocab_size > config.vocab_size:
+        raise PilgrimError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model only {config.vocab_size}; "
+            "take the tokenizer that the model was trained with"
+        )
+    return weights
 
 
 def _refuse_strangers(out: Path) -> None:

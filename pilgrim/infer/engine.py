@@ -13,7 +13,7 @@ A step is one pass through the network. The scheduler says who reads how many to
 the cache has keys and values of what was read before (cache.py, blocks.py), and for each request that is read
 to its end a token is drawn (sampling.py). Chat, evaluation and whoever else writes use this one path.
 
-What a request draws depends only on its seed, its index, and how many tokens it has drawn, never on what else
+What a request draws depends only on its seed, its index, and how many tokens it has, never on what else
 is in the batch. (In bf16 a batch of another size may round differently, and so turn a draw that was on the
 edge.)
 """
@@ -38,6 +38,7 @@ from pilgrim.infer.paged_attention import Span
 from pilgrim.infer.recorded import Recorder, cuda_graph
 from pilgrim.infer.sampling import Sampling, TokenScores, choose, token_scores
 from pilgrim.infer.scheduler import Follow, Request, Scheduler, Until, Work
+from pilgrim.infer.tools import ToolUse
 from pilgrim.model.attention import Attend, causal_attention
 from pilgrim.model.transformer import Transformer
 
@@ -181,11 +182,14 @@ class Engine:
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
         stop_ids: Collection[int],
+        tools: ToolUse | None = None,
     ) -> list[Reply]:
-        """A reply to each prompt, in their order; see `submit`."""
+        """A reply to each prompt, in their order; see `submit`. `tools` answers calls in them (tools.py)."""
         requests = [self._request(prompt, sampling, stop_ids, i) for i, prompt in enumerate(prompts)]
         if not requests:
             return []
+        for request in requests:
+            request.follow = tools.answer if tools else None
         longest = max(len(request.tokens) + request.room for request in requests)
         self._reserve(min(self.rows, len(requests)), longest)
         for request in requests:
@@ -252,7 +256,7 @@ class Engine:
             scores_bv,
             [request.ids if _looks_back(request.sampling) else () for request in writers],
             [request.sampling for request in writers],
-            [request.draws[request.drawn] for request in writers],
+            [request.draws[request.written] for request in writers],
             [request.logit_bias for request in writers],
         ).tolist()
         if min(ids) < 0:
@@ -263,7 +267,6 @@ class Engine:
 
     def _take(self, request: Request, token_id: int, scores: TokenScores | None) -> list[Event]:
         """Appends a drawn token, unless it is the one to stop at, and what has to follow it."""
-        request.drawn += 1
         request.ended = token_id in request.stop_ids
         if request.ended:
             self._queue.remove(request)

@@ -38,13 +38,12 @@ class Request:
     room: int  # so many tokens may still be written
     sampling: Sampling
     stop_ids: Collection[int]
-    draws: Sequence[float]  # numbers from (0, 1], one for each token that is drawn
+    draws: Sequence[float]  # numbers from (0, 1], one for each place of the reply
     arrival: int
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int | None = None
     until: Until | None = None
     follow: Follow | None = None
-    drawn: int = 0
     ended: bool = False  # by a stop token or by `until`
     over: bool = False
     # The scheduler's:
@@ -56,6 +55,11 @@ class Request:
     def ids(self) -> list[int]:
         """What was written so far."""
         return self.tokens[self.prompt_tokens :]
+
+    @property
+    def written(self) -> int:
+        """How many tokens that is."""
+        return len(self.tokens) - self.prompt_tokens
 
     @property
     def unread(self) -> int:

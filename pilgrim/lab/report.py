@@ -21,6 +21,7 @@ from pilgrim.core.files import write_atomic
 from pilgrim.lab import report_charts as charts
 from pilgrim.lab import report_origin as origin
 from pilgrim.lab import report_sections as sections
+from pilgrim.lab.report_answers import chat_answers
 from pilgrim.lab.report_run import all_done, mapping, read_object, read_recipe, read_stages, total_seconds
 from pilgrim.lab.report_text import highlight_toml, moment, plain, shortened
 from pilgrim.lab.self_contained import page
@@ -63,6 +64,7 @@ def render(run_folder: Path) -> str:
         "compression": sections.compression(mapping(result.get("bpb"))),
         "behaviours": sections.behaviours(mapping(result.get("behaviour"))),
         "known_answers": sections.known_answers(read_object(run_folder / "evaluate" / "core.json")),
+        "chat_answers": chat_answers(run_folder / "evaluate", notes),
         "examples": sections.examples(result.get("examples"), notes),
         "recipe": highlight_toml(shortened(recipe_text, RECIPE_CHARACTERS)),
         "provenance": origin.facts(provenance),

@@ -177,7 +177,7 @@ def _ours(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int, device:
     sampling = Sampling(temperature=0, max_tokens=2 * tokens)
     requests = [engine.submit(prompt, sampling, index=i) for i, prompt in enumerate(prompts)]
     began = _now(device)
-    while any(request.drawn == 0 for request in requests):
+    while any(request.written == 0 for request in requests):
         engine.step()
     read_s, steps = _now(device) - began, []
     for _ in range(tokens):

@@ -42,9 +42,9 @@ SPLIT_PATTERN = (
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # Marks that carry meaning inside an assistant's turn. As in Qwen3, transformers is told that they are
 # no "special" tokens, because it drops those from decoded text and would take the tool call with them.
-_INNER_MARKS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+INNER_MARKS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
 _RESERVED = tuple(f"<|reserved_{k}|>" for k in range(7))
-SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END, *_INNER_MARKS, *_RESERVED)
+SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END, *INNER_MARKS, *_RESERVED)
 SMALLEST_VOCABULARY = len(SPECIAL_TOKENS) + 256
 
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
@@ -62,8 +62,8 @@ class Tokenizer:
         self.vocab_size = len(SPECIAL_TOKENS) + len(vocabulary)
         self.eot_id, self.im_start_id, self.im_end_id = 0, 1, 2
         self._vocabulary = vocabulary
-        self._merges = list(merges)
-        self._text_only = _bare_tokenizer(vocabulary, self._merges)
+        self.merges = list(merges)  # in the order in which they were learned
+        self._text_only = _bare_tokenizer(vocabulary, self.merges)
         self._bytes_by_id = [special.encode() for special in SPECIAL_TOKENS] + [b""] * len(vocabulary)
         byte_of = {character: byte for byte, character in _byte_spelling().items()}
         for token, token_id in vocabulary.items():
@@ -105,6 +105,11 @@ class Tokenizer:
         """
         specials = len(SPECIAL_TOKENS)
         return [0] * specials + [len(data) for data in self._bytes_by_id[specials:]]
+
+    def spellings(self) -> list[str]:
+        """Every token as files of vocabularies write it, by id: special ones by name, bytes as GPT-2 does."""
+        by_id = {token_id: token for token, token_id in self._vocabulary.items()}
+        return [*SPECIAL_TOKENS, *(by_id[i] for i in range(len(SPECIAL_TOKENS), self.vocab_size))]
 
     def save(self, folder: Path) -> None:
         """Writes `tokenizer.json` and `tokenizer_config.json`: what transformers' AutoTokenizer loads.
@@ -150,10 +155,10 @@ class Tokenizer:
     def _with_special_tokens(self) -> tokenizers.Tokenizer:
         """The tokenizer for other programs, which do turn "<|im_end|>" into the special token."""
         specials = {token: i for i, token in enumerate(SPECIAL_TOKENS)}
-        whole = _bare_tokenizer(specials | self._vocabulary, self._merges)
+        whole = _bare_tokenizer(specials | self._vocabulary, self.merges)
         whole.add_tokens(
             [
-                AddedToken(token, special=token not in _INNER_MARKS, normalized=False)
+                AddedToken(token, special=token not in INNER_MARKS, normalized=False)
                 for token in SPECIAL_TOKENS
             ]
         )

@@ -78,11 +78,13 @@ def twin(model: Transformer, asked: Asked, written: list[int]) -> list[int]:
         model(torch.tensor([ids]), packed_attention(torch.zeros(1, len(ids)), torch.float32, model.windows))
     )[0].double()
     named = Runtime(RUNTIME.device, RUNTIME.dtype, compile=False, seed=sampling.seed)
-    draws = named.generator("reply", asked.index)
+    generator = named.generator("reply", asked.index)
+    # One by one, as many as the reply has places; where a token is forced, its number stays unused.
+    draws = [1 - float(torch.rand((), generator=generator, dtype=torch.float64)) for _ in range(CONTEXT)]
     room = min(sampling.max_tokens, CONTEXT - len(prompt))
     while len(reply) < room and reply == written[: len(reply)]:
         scores = scores_tv[len(prompt) + len(reply) - 1]
-        draw = 1 - float(torch.rand((), generator=draws, dtype=torch.float64))
+        draw = draws[len(reply)]
         if sampling.temperature == 0:
             token = int(scores.argmax())
         else:

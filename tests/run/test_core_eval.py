@@ -61,7 +61,7 @@ def test_data_of_ones_own(run: Path, pilgrim: Pilgrim, tmp_path: Path) -> None:
             ["--data", "nowhere"],
             "nowhere holds no task of CORE, such as world_knowledge/arc_easy.jsonl; give",
         ),
-        (["--suite", "behaviour", "--items", "5"], "--items, --data and --fetch are about CORE's tasks;"),
+        (["--suite", "behaviour", "--items", "5"], "--items, --data and --compare are about questions with"),
         (["--data", "here", "--fetch"], "--fetch and --data here contradict each other; leave one of them"),
         (["--items", "1", "--compare", "base"], "runs/base/evaluate/core.json is missing, and there is"),
         (["--compare", "nobody"], "nobody is no run, neither below runs/ nor as a path"),

@@ -6,7 +6,8 @@ are named exist; paths of a run's folder exist in a real run, a very small one; 
 and links lead somewhere. The changelog and the journal tell of the past, so only their links are followed.
 
 The Markdown conventions that this rests on: a block marked `python` runs, and a `text` block right after
-it is what it prints; a block marked `sh` holds commands. A path or command with `…` in it is a pattern.
+it is what it prints; a block marked `sh` holds commands, and one marked `toml` questions for `pilgrim eval`.
+A path or command with `…` in it is a pattern.
 """
 
 import ast
@@ -28,6 +29,9 @@ from typer.main import get_command
 
 from pilgrim.cli import app
 from pilgrim.core.console import Console
+from pilgrim.evals.tasks.own import read_questions
+from pilgrim.infer.sandbox import refusal
+from pilgrim.stages.chat import evaluate_chat
 from pilgrim.stages.core import evaluate_core
 from pilgrim.stages.journey import chosen, run_journey
 from pilgrim.stages.recipe import Recipe, load_recipe
@@ -85,7 +89,7 @@ def spans(text: str) -> list[str]:
 
 def test_there_is_something_to_check() -> None:
     assert len(PAGES) > 15
-    assert {block.language for page in PAGES for block in blocks(page)} == {"python", "text", "sh"}
+    assert {block.language for page in PAGES for block in blocks(page)} == {"python", "text", "sh", "toml"}
 
 
 # Examples -----------------------------------------------------------------------------------------
@@ -188,6 +192,14 @@ def test_settings_exist(page: Path) -> None:
             assert table_name[1] in Recipe.model_fields, span
 
 
+@pytest.mark.skipif(refusal() is not None, reason=str(refusal()))
+def test_questions_can_be_asked(tmp_path: Path) -> None:
+    """A `toml` block is a file of questions."""
+    for block in (block for page in PAGES for block in blocks(page) if block.language == "toml"):
+        (tmp_path / "mine.toml").write_text(block.text)
+        assert len(read_questions(tmp_path / "mine.toml")) == block.text.count("[[question]]")
+
+
 # Paths and names ----------------------------------------------------------------------------------
 
 
@@ -216,6 +228,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         console=Console(quiet=True),
     )
     evaluate_core(run, limit=1, console=Console(quiet=True))
+    evaluate_chat(run, limit=1, console=Console(quiet=True))
     return run
 
 

@@ -82,12 +82,12 @@ def test_every_source_has_its_licence() -> None:
 
 
 def test_every_evaluation_file_has_its_licence() -> None:
-    """The table names each file, or its beginning with a star."""
+    """The table names each file or its folder, or the beginning with a star."""
     table = (ASSETS / "SOURCES.md").read_text(encoding="utf-8").split("## The evaluation items")[1]
     named = re.findall(r"`([a-z0-9_*]+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
     for file in (ASSETS / "evals").rglob("*.jsonl.zst"):
-        name = file.name.removesuffix(".jsonl.zst")
-        assert any(fnmatch.fnmatch(name, pattern) for pattern in named), name
+        names = (file.name.removesuffix(".jsonl.zst"), file.parent.name)
+        assert any(fnmatch.fnmatch(name, pattern) for name in names for pattern in named), file
 
 
 # The conversations

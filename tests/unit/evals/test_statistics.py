@@ -5,9 +5,10 @@ import random
 from statistics import fmean, pstdev
 
 import pytest
+import torch
 
 from pilgrim.evals.behaviour import Share
-from pilgrim.evals.statistics import error_of_mean, paired
+from pilgrim.evals.statistics import clustered_error, error_of_mean, paired, wilson
 
 
 def test_standard_error_of_a_share() -> None:
@@ -65,3 +66,26 @@ def test_the_error_is_what_repetition_shows() -> None:
         means.append(fmean([fmean(a.values()), fmean(b.values())]))
         errors.append(error_of_mean({"a": a, "b": b}, {"a": "file", "b": "file"}))
     assert fmean(errors) == pytest.approx(pstdev(means), rel=0.06)
+
+
+def test_questions_of_several_parts() -> None:
+    """The error is that of a share where each question has one part, and larger where parts go together."""
+    rights = [1, 0, 0, 1, 1, 0, 1, 1]
+    alone = clustered_error(rights, [1] * 8)
+    assert alone == pytest.approx(math.sqrt(5 / 8 * 3 / 8 / 8))
+    assert clustered_error([3 * right for right in rights], [3] * 8) == pytest.approx(alone)
+    assert clustered_error([2, 1], [2, 1]) == 0
+    means = torch.Generator().manual_seed(1)
+    draws = []
+    for _ in range(400):  # 30 questions of two parts, which are both right or both wrong
+        right = (torch.rand(30, generator=means) < 0.3).tolist()
+        draws.append(2 * sum(right) / 60)
+    spread = float(torch.tensor(draws).std())
+    assert clustered_error([2] * 9 + [0] * 21, [2] * 30) == pytest.approx(spread, rel=0.15)
+
+
+def test_wilson_takes_an_effective_number() -> None:
+    low, high = wilson(0.5, 100)
+    assert (round(low, 3), round(high, 3)) == (0.404, 0.596)
+    assert wilson(0.5, 25.5)[0] < low < high < wilson(0.5, 25.5)[1]
+    assert wilson(0.0, 10)[0] == 0 and wilson(1.0, 10)[1] == pytest.approx(1)

@@ -240,6 +240,55 @@ def test_questions_whose_answers_are_spoiled(run: Path) -> None:
     assert "Questions with known answers" not in report(run).text
 
 
+CHAT = {
+    "name": "chat mean over arc_easy (up to 40 items each)",
+    "score": 0.0333,
+    "standard_error": 0.0912,
+    "stage": "sft",
+    "missing": {"humaneval": "programs can't be run here"},
+    "tasks": {
+        "arc_easy": CORE["tasks"]["arc_easy"] | {"way": "likelihood"},  # type: ignore[index]
+        "ifeval": {
+            "way": "words", "n": 3, "accuracy": 0.5, "standard_error": 0.1, "low": 0.2, "high": 0.8,
+            "chance": 0,
+            "readings": {"loose": {"instructions": {"n": 5, "accuracy": 0.6, "low": 0.3, "high": 0.8}}},
+            "samples": [
+                {"line": 1, "prompt": "Why?", "expected": "no commas", "reply": ATTACK, "right": False},
+                {"line": 2, "prompt": "Who?", "expected": "no commas", "reply": "I", "right": False},
+                {"line": 3, "prompt": "What?", "expected": "no commas", "reply": "It", "right": True},
+            ],
+        },
+    },
+}  # fmt: skip
+
+
+def test_the_chat_suite_and_questions_of_ones_own(run: Path) -> None:
+    assert "The chat suite" not in report(run).text
+    write_object(run / "evaluate" / "chat.json", CHAT)
+    write_object(run / "evaluate" / "own-mine.json", CHAT | {"missing": None})
+    page = report(run)
+    for expected in (
+        "The chat suite", "Your questions: mine", "chat mean over arc_easy", "humaneval is left out: prog",
+        "by likelihood, chance 25%", "in its own words", "ifeval: instructions, loose", "60%", "Why?",
+        "What?", "right would be: no commas", "chat.json has every one",
+    ):  # fmt: skip
+        assert expected in page.text, expected
+    assert "Who?" not in page.text
+    assert page.text.count(ATTACK) == 2  # as text, and not as tags
+    chance = [attrs for tag, attrs in page.tags if tag == "line" and attrs.get("class") == "chance"]
+    assert len(chance) == 2
+
+
+def test_chat_answers_that_are_spoiled(run: Path) -> None:
+    task = {"n": ATTACK, "samples": [3, {"right": "yes"}, {"right": True}], "readings": {"loose": 3}}
+    write_object(
+        run / "evaluate" / "chat.json", {"tasks": {ATTACK: task, "b": None}, "name": 1, "missing": 3}
+    )
+    assert "The chat suite" in report(run).text
+    write_object(run / "evaluate" / "chat.json", {"tasks": None})
+    assert "The chat suite" not in report(run).text
+
+
 def test_text_that_html_or_utf8_cannot_hold(run: Path) -> None:
     train(run / "pretrain", 4, text="nul \0 bell \a half \ud83d tab\there")
     assert "nul ␀ bell ␇ half ? tab\there" in report(run).text

@@ -1,0 +1,194 @@
+"""A calculator, and how a model calls it in the middle of a reply.
+
+Small models are bad at arithmetic and can't see the letters of their own tokens. Both are easy for a program,
+so a reply may hold a call between two marks, and the engine writes the answer behind it:
+
+    She makes 9 * 2 = <tool_call>9*2</tool_call><tool_response>18</tool_response> 18 dollars.
+                      ^ drawn by the model      ^ forced by the engine
+
+The marks are special tokens of the tokenizer, so no text of a user can spell a call, and whether one is
+complete is a question of ids. A call may stand anywhere in the assistant's turn, as nanochat has it; the
+answer belongs to that turn, but is nothing that the model has said. A call that can't be computed is answered
+too, by "error: " and the reason, as a model that waits for an answer would make one up.
+
+What is computed is never given to Python's `eval`. The expression is parsed into a syntax tree, and the tree
+is walked with a few known nodes; anything else is refused:
+
+    numbers    + - * / // % **, parentheses, thousands commas       exact fractions, at most 256 bits
+    strings    len(s)  s.count(t)  s.upper()  s.lower()  s[::-1]    quoted, within the expression
+
+The length of the expression bounds the size of the tree, and the bits bound the work at each node, so
+nothing takes longer than a millisecond or two.
+"""
+
+import ast
+import operator
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from pilgrim.text.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+LONGEST_EXPRESSION = 200  # characters
+LARGEST_BITS = 256  # of a numerator or a denominator
+DIGITS = 10  # of a number that isn't whole, as it is written
+
+CALL, END_OF_CALL, RESPONSE, END_OF_RESPONSE = (
+    SPECIAL_TOKENS.index(mark)
+    for mark in ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+)
+
+Value = Fraction | str
+Tool = Callable[[str], str]  # what stands in a call -> the answer
+
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: lambda a, b: Fraction(a // b),
+    ast.Mod: operator.mod,
+}
+
+
+class CannotCompute(ValueError):
+    """An expression that the calculator refuses; its text is the reason, in a few words."""
+
+
+def calculator(expression: str) -> str:
+    """The value of `expression` as text, or "error: " and why there is none. Never raises."""
+    try:
+        return written(compute(expression))
+    except CannotCompute as error:
+        return f"error: {error}"
+
+
+def compute(expression: str) -> Value:
+    """The value of `expression`. Raises CannotCompute."""
+    if len(expression) > LONGEST_EXPRESSION:
+        raise CannotCompute(f"more than {LONGEST_EXPRESSION} characters")
+    if not any(quote in expression for quote in "'\""):
+        expression = _THOUSANDS.sub("", expression).replace("×", "*").replace("÷", "/")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # of a string such as "\d"
+            warnings.simplefilter("ignore", DeprecationWarning)
+            tree = ast.parse(expression.strip(), mode="eval")
+        return _value(tree.body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, CannotCompute):
+            raise
+        raise CannotCompute("not an expression") from None
+
+
+def written(value: Value) -> str:
+    """A value for a reply: 18, 0.5, 3.333333333, strawberry."""
+    if isinstance(value, str):
+        return value
+    if value.denominator == 1:
+        return str(value.numerator)
+    return f"{float(value):.{DIGITS}g}"
+
+
+def _value(node: ast.expr) -> Value:
+    match node:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.Constant(value=int(number)) if not isinstance(number, bool):
+            return _bounded(Fraction(number))
+        case ast.Constant(value=float(number)):
+            return _bounded(_decimal(number))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_number(operand)
+        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+            return _number(operand)
+        case ast.BinOp(left=left, op=ast.Pow(), right=right):
+            return _power(_number(left), _number(right))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            a, b = _number(left), _number(right)
+            if b == 0 and isinstance(op, ast.Div | ast.FloorDiv | ast.Mod):
+                raise CannotCompute("division by zero")
+            return _bounded(_OPERATORS[type(op)](a, b))
+        case ast.Call(func=ast.Name(id="len"), args=[text], keywords=[]):
+            return Fraction(len(_text(text)))
+        case ast.Call(func=ast.Attribute(value=text, attr="count"), args=[part], keywords=[]):
+            return Fraction(_text(text).count(_text(part)))
+        case ast.Call(func=ast.Attribute(value=text, attr="upper"), args=[], keywords=[]):
+            return _text(text).upper()
+        case ast.Call(func=ast.Attribute(value=text, attr="lower"), args=[], keywords=[]):
+            return _text(text).lower()
+        case ast.Subscript(
+            value=text,
+            slice=ast.Slice(lower=None, upper=None, step=ast.UnaryOp(op=ast.USub(), operand=one)),
+        ) if isinstance(one, ast.Constant) and one.value == 1:
+            return _text(text)[::-1]
+    raise CannotCompute("only arithmetic, and len, count, upper, lower and [::-1] of quoted text")
+
+
+def _number(node: ast.expr) -> Fraction:
+    value = _value(node)
+    if isinstance(value, str):
+        raise CannotCompute("text where a number belongs")
+    return value
+
+
+def _text(node: ast.expr) -> str:
+    value = _value(node)
+    if not isinstance(value, str):
+        raise CannotCompute("a number where text belongs")
+    return value
+
+
+def _decimal(number: float) -> Fraction:
+    """0.1 as one tenth, which no float is: the shortest decimal that reads back to the same float."""
+    try:
+        return Fraction(repr(number))
+    except ValueError:  # infinite: 1e999
+        raise CannotCompute("too large a number") from None
+
+
+def _power(base: Fraction, exponent: Fraction) -> Fraction:
+    if exponent.denominator != 1:
+        raise CannotCompute("an exponent that isn't whole")
+    if base == 0 and exponent < 0:
+        raise CannotCompute("division by zero")
+    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
+    if base not in (0, 1, -1) and (bits - 1) * abs(exponent.numerator) > LARGEST_BITS:
+        raise CannotCompute("too large a number")
+    return _bounded(Fraction(base ** int(exponent)))
+
+
+def _bounded(value: Fraction) -> Fraction:
+    if max(value.numerator.bit_length(), value.denominator.bit_length()) > LARGEST_BITS:
+        raise CannotCompute("too large a number")
+    return value
+
+
+# Within a reply -----------------------------------------------------------------------------------
+
+
+class ToolUse:
+    """Answers the calls in replies: `answer(ids)` has the ids that must follow, mostly none."""
+
+    def __init__(self, tokenizer: Tokenizer, tool: Tool = calculator) -> None:
+        self._tokenizer = tokenizer
+        self._tool = tool
+
+    def answer(self, ids: Sequence[int]) -> list[int]:
+        """The forced ids behind a reply that begins with `ids`: the answer, if its last id ends a call."""
+        if not ids or ids[-1] != END_OF_CALL:
+            return []
+        begin = next((i for i in range(len(ids) - 2, -1, -1) if ids[i] == CALL), None)
+        if begin is None:
+            return []  # an end without a beginning is no call
+        text = self._tool(self._tokenizer.decode(ids[begin + 1 : -1]))
+        return [RESPONSE, *self._tokenizer.encode(text), END_OF_RESPONSE]
+
+
+def spoken(text: str) -> str:
+    """A reply's text without its calls and their answers: what the model said."""
+    return re.sub(
+        r"<tool_call>.*?(?:</tool_call>|\Z)|<tool_response>.*?(?:</tool_response>|\Z)", "", text, flags=re.S
+    )

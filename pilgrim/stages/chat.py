@@ -1,0 +1,79 @@
+"""`pilgrim eval --suite chat`, and `--suite PATH` for questions of one's own: what does the chatbot know?
+
+Neither is a stage of the walk. The result with every item's answer and reply goes to RUN/evaluate/chat.json,
+or own-NAME.json, where NAME is that of the file or folder.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pilgrim.core.console import Console
+from pilgrim.evals.chat import evaluate, read_chat_exams, read_own_exams
+from pilgrim.evals.chat_tasks import BUNDLED
+from pilgrim.evals.tasks.own import files_of, name_of
+from pilgrim.stages.answers import Suite, ask_run, open_run, table
+
+CHAT = Suite("chat", "chat.json", "chat", "what the chatbot knows, computes, programs and obeys")
+
+ONE_LETTER = 0.9  # of all picks
+
+
+def own_suite(path: Path) -> Suite:
+    """The suite that a file or folder of questions is. Raises DataError if it is none."""
+    files_of(path)
+    name = name_of(path.resolve())
+    return Suite(name, f"own-{name}.json", str(path), "questions of your own")
+
+
+def evaluate_chat(
+    folder: Path, data: Path | None = None, limit: int | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """Ask a run's newest model the chat suite, and write `evaluate/chat.json`; returns what is in it.
+
+    `data` is a folder of the tasks; None: what is bundled. `limit`: of each task this many items; None: all.
+    Raises DataError for items that can't be asked, CheckpointError without a trained model.
+    """
+    exams, missing = read_chat_exams(data or BUNDLED, limit)
+    journey = open_run(folder, console)
+    result = ask_run(
+        journey,
+        CHAT,
+        sum(len(exam.items) for exam in exams),
+        "bundled" if data is None else str(data),
+        lambda engine, tokenizer, done: evaluate(engine, tokenizer, exams, done) | {"missing": missing},
+    )
+    for line in [*table(result), *one_letter(result)]:
+        journey.console.say(line)
+    for name, why in missing.items():
+        journey.console.say(f"left out: {name}, as {why}")
+    return result
+
+
+def one_letter(result: Mapping[str, Any]) -> list[str]:
+    """Tells of a model that picks one letter whatever it is asked: its accuracy is that letter's share."""
+    told = []
+    for name, task in result["tasks"].items():
+        letter, times = Counter(task["answers"]).most_common(1)[0]
+        if task["way"] == "likelihood" and task["n"] >= 20 and times >= ONE_LETTER * task["n"]:
+            told.append(f"{name}: {times:,} of {task['n']:,} picks are {letter}, whatever was asked")
+    return told
+
+
+def evaluate_own(
+    folder: Path, path: Path, limit: int | None = None, console: Console | None = None
+) -> dict[str, Any]:
+    """The same with the user's questions, a file or a folder of them; writes `evaluate/own-NAME.json`."""
+    exams = read_own_exams(path, limit)
+    journey = open_run(folder, console)
+    result = ask_run(
+        journey,
+        own_suite(path),
+        sum(len(exam.items) for exam in exams),
+        str(path),
+        lambda engine, tokenizer, done: evaluate(engine, tokenizer, exams, done),
+    )
+    for line in table(result):
+        journey.console.say(line)
+    return result
