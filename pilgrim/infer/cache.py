@@ -65,24 +65,29 @@ class PagedCache:
         size, device = self._store.block_tokens, self._store.device
         places = [(span, p) for span in spans for p in range(span.start, span.end)]
         positions_1n = torch.tensor([[p for _, p in places]], device=device)
-        slots_n = torch.tensor([s.blocks[p // size] * size + p % size for s, p in places], device=device)
-        return positions_1n, self._by_kernel(spans, slots_n) if self._kernel else self._by_plan(
-            spans, slots_n
-        )
+        slots = [span.blocks[p // size] * size + p % size for span, p in places]
+        return positions_1n, (self._by_kernel if self._kernel else self._by_plan)(spans, slots)
 
-    def _by_plan(self, spans: Sequence[Span], slots_n: Tensor) -> Attend:
+    def _by_plan(self, spans: Sequence[Span], slots: Sequence[int]) -> Attend:
+        # One text's new tokens mostly go to neighbouring slots: copying to a slice is faster.
+        row = range(slots[0], slots[0] + len(slots))
+        place = (
+            slice(row.start, row.stop)
+            if slots == list(row)
+            else torch.tensor(slots, device=self._store.device)
+        )
         plans = {window: Plan(spans, window, self._store) for window in set(self._windows)}
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = self.keys[layer], self.values[layer]
-            keys.index_copy_(1, slots_n, k[0])
-            values.index_copy_(1, slots_n, v[0])
+            keys[:, place], values[:, place] = k[0], v[0]
             return plans[self._windows[layer]].mix(q, keys, values)
 
         return attend
 
-    def _by_kernel(self, spans: Sequence[Span], slots_n: Tensor) -> Attend:
-        return self.through_kernel(slots_n, paged_kernel.layout_of(spans, self._store.device))
+    def _by_kernel(self, spans: Sequence[Span], slots: Sequence[int]) -> Attend:
+        device = self._store.device
+        return self.through_kernel(torch.tensor(slots, device=device), paged_kernel.layout_of(spans, device))
 
     def through_kernel(self, slots_n: Tensor, layout: paged_kernel.Layout) -> Attend:
         """The `attend` of a pass whose tokens go to these slots; the tensors may be filled in later."""
