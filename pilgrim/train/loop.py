@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import record_function
@@ -55,7 +56,7 @@ class Parts:
     rows: Rows
     losses: TokenLosses
     micro: MicroBatch
-    evaluate: Callable[[int], dict[str, float]]  # step -> measures, "bpb" among them
+    evaluate: Callable[[int], dict[str, Any]]  # step -> measures, "bpb" among them
     runtime: Runtime
     settings: TrainSettings
     folder: Path
@@ -232,8 +233,9 @@ class Loop:
         if not due or any(row["step"] == state.step for row in records):
             return
         measures = self.parts.evaluate(state.step)
-        if not all(map(math.isfinite, measures.values())):
-            self._diverged(state.step, state.step, **measures)
+        numbers = {name: value for name, value in measures.items() if isinstance(value, float)}
+        if not all(map(math.isfinite, numbers.values())):
+            self._diverged(state.step, state.step, **numbers)
         if state.step and measures["bpb"] <= min((row["bpb"] for row in records), default=math.inf):
             self.store.mark_best(state.step)
         self.parts.log.evaluation(state.step, **measures)  # last: what is on record is not done again
