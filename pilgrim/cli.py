@@ -649,6 +649,33 @@ def export(
         typer.echo(f"wrote {huggingface.export(folder, out, dtype, say=typer.echo)}")
 
 
+@app.command(
+    epilog=examples(
+        "Example",
+        ("pilgrim bench infer pocket", "how fast it reads and writes here, beside transformers"),
+    )
+)
+@guarded()
+def bench(
+    what: Annotated[Literal["infer"], typer.Argument(metavar="infer", help="infer: reading and writing.")],
+    run: RunArgument,
+    prompt: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a prompt. Left out: half the model's context.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 5,
+) -> None:
+    """Measure how fast a trained model reads and writes: 1, 8 and 64 texts together.
+
+    Beside it transformers' generate, in turns, and the share of the memory's bandwidth that writing
+    reaches. The result is in RUN/bench/.
+    """
+    folder = find_run(run)
+    from pilgrim.stages.bench import bench_infer
+
+    bench_infer(folder, prompt=prompt, tokens=tokens, rounds=rounds)
+
+
 @app.command()
 @guarded()
 def doctor() -> None:
