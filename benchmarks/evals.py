@@ -83,7 +83,7 @@ def main() -> None:
     same = rows = 0
     print(f"{'task':32} {'rows':>5} {'plain':>8} {'ours':>8}  ratio")
     for exam in read_exams(limit=arguments.items):
-        asked = [exam.question(place, tokenizer, arguments.context).rows for place in range(exam.asked)]
+        asked = [exam.question(place, tokenizer, arguments.context).rows for place in exam.places]
         ours_s, ours = timed(lambda asked=asked: score(engine, asked))  # type: ignore[misc]
         plain_s, plain = timed(lambda asked=asked: [[plainly(model, row) for row in q] for q in asked])  # type: ignore[misc]
         total_ours_s, total_plain_s = total_ours_s + ours_s, total_plain_s + plain_s

@@ -293,6 +293,7 @@ def chat(
         ("pilgrim eval pocket --suite chat", "what does the chatbot know, compute, obey?"),
         ("pilgrim eval pocket --suite evals/mine.toml", "questions of your own"),
         ("pilgrim eval try2 --suite core --compare pocket", "is it better than pocket, item by item?"),
+        ("pilgrim eval pocket --text letters.txt --text wiki.jsonl.zst", "bits per byte of any text"),
     ),
 )
 @guarded()
@@ -327,6 +328,19 @@ def eval_command(
         str | None,
         typer.Option(metavar="OTHER", help="A run that was evaluated before: how do the two differ?"),
     ] = None,
+    contamination: Annotated[
+        bool,
+        typer.Option(
+            help="Look for CORE's items in the training text, and score those that are not in it apart."
+        ),
+    ] = True,
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Bits per byte of this .txt, .md, .jsonl or .jsonl.zst file instead; can be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Measure a trained model: bits per byte, behaviour in a chat, and questions with known answers.
 
@@ -339,13 +353,22 @@ def eval_command(
     asked as a user would ask.
 
     Every accuracy has its standard error. The results are in RUN/evaluate/.
+
+    --text: bits per byte of files of yours, by file and source, which can be compared between tokenizers.
     """
     folder = find_run(run)
     other = find_run(compare) if compare is not None else None
     from pilgrim.evals.fetch import fetch_bundle
-    from pilgrim.stages import answers, chat, core
+    from pilgrim.stages import answers, bits, chat, core
     from pilgrim.stages.evaluate import evaluate_run
 
+    if text:
+        if suite != "all" or items is not None or data is not None or fetch or other is not None:
+            raise PilgrimError(
+                "--text measures bits per byte and nothing else; leave the other options out, or call twice"
+            )
+        bits.evaluate_text(folder, text)
+        return
     asked = ["behaviour", "core", "chat"] if suite == "all" else [suite]
     if fetch and "core" not in asked:
         raise PilgrimError(
@@ -373,7 +396,7 @@ def eval_command(
         evaluate_run(folder)
     for one in suites:
         if one is core.CORE:
-            core.evaluate_core(folder, data, items)
+            core.evaluate_core(folder, data, items, contamination=contamination)
         elif one is chat.CHAT:
             chat.evaluate_chat(folder, data if "core" not in asked else None, items)
         else:

@@ -41,7 +41,7 @@ class Batch:
 
     inputs_bt: Tensor  # int64
     targets_bt: Tensor  # int64, IGNORED where no loss counts
-    documents_bt: Tensor  # int32, the number of the document within its row; -1 is padding
+    documents_bt: Tensor  # int32, the number of the document within its row (or set); -1 is padding
     # Where documents begin, for attention kernels that want to know: only of batches on a GPU, made while
     # the numbers are still on the CPU, because asking a GPU how many there are would wait for it.
     starts_bd: Tensor | None = None
@@ -89,10 +89,14 @@ class Rows(Protocol):
         ...
 
 
-def build_row(tokens: TokenSet, pieces: Sequence[Piece], context: int, end_id: int) -> Batch:
+def build_row(
+    tokens: TokenSet, pieces: Sequence[Piece], context: int, end_id: int, of_set: bool = False
+) -> Batch:
     """One row from its pieces. The target of a document's last token is `end_id`: here it ends.
 
     In a conversation only the marked tokens are targets, and its end is not: <|im_end|> has said it.
+    Documents are numbered within the row, or as in the set if `of_set`, which is only sound if no row holds
+    two pieces of one document.
     """
     inputs = np.full(context, end_id, dtype=np.int64)
     targets = np.full(context, IGNORED, dtype=np.int64)
@@ -110,7 +114,7 @@ def build_row(tokens: TokenSet, pieces: Sequence[Piece], context: int, end_id: i
             targets[at : at + len(following)][~tokens.trained[first + 1 : min(last + 1, end)]] = IGNORED
         elif last == end:
             targets[at + piece.length - 1] = end_id
-        documents[here] = number
+        documents[here] = piece.document if of_set else number
         at += piece.length
     row = (torch.from_numpy(x)[None] for x in (inputs, targets, documents))
     return Batch(*row)
@@ -168,10 +172,15 @@ class PackedRows:
 
 
 def one_pass(tokens: TokenSet, context: int, end_id: int, rows: int) -> Iterator[Batch]:
-    """Every document once, in batches of at most `rows` rows, in a fixed order: for validation."""
+    """Every document once, in batches of at most `rows` rows, in a fixed order: for validation.
+
+    Their numbers are those of the set, so that what is measured can be told by document and source. No row
+    holds two pieces of one document: of a long one, all pieces but the last fill a row each.
+    """
     packed = plan(tokens.lengths, np.arange(tokens.documents), context)
     for at in range(0, len(packed), rows):
-        yield stack([build_row(tokens, pieces, context, end_id) for pieces in packed[at : at + rows]])
+        some = packed[at : at + rows]
+        yield stack([build_row(tokens, pieces, context, end_id, of_set=True) for pieces in some])
 
 
 def stack(rows: Sequence[Batch]) -> Batch:

@@ -7,12 +7,12 @@ A base model of any size scores a little above 0 here, GPT-2 with 1.6 billion pa
 all 22 tasks over all their items are CORE. Anything less is another measure, with a larger error and other
 examples in its prompts, and says so in its name: "CORE-slice (21 of 22 tasks, up to 100 items each)".
 
-Items are shuffled first (items.py), and `limit` takes the first ones. Examples are drawn from the whole file,
-whatever the limit, so an item's score does not depend on how many others are asked.
+Items are shuffled first (items.py), and `limit` takes the first ones; `Exam.only` takes others. Examples are
+drawn from the whole file, whatever is asked, so an item's score does not depend on how many others are.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,8 +23,9 @@ from pilgrim.evals.behaviour import Share
 from pilgrim.evals.core_tasks import BUNDLED, TASKS, Task, find_file
 from pilgrim.evals.items import Item, read_items
 from pilgrim.evals.prompts import Question, examples, question
-from pilgrim.evals.scoring import Score, pick, score
+from pilgrim.evals.scoring import TOKENS_PER_PASS, Score, pick, score
 from pilgrim.evals.statistics import error_of_mean
+from pilgrim.evals.to_read import to_read
 from pilgrim.infer.engine import Engine
 from pilgrim.text.tokenizer import Tokenizer
 
@@ -33,12 +34,21 @@ ITEMS_AT_ONCE = 128  # prompts held as ids; enough of them to find many of simil
 
 @dataclass(frozen=True)
 class Exam:
-    """A task with its items, all of them, in shuffled order, and how many are asked."""
+    """A task with its items, all of them, in shuffled order, and the places among them that are asked."""
 
     task: Task
     items: list[Item]
-    asked: int
+    places: Sequence[int]
     sha256: str  # of the file
+
+    @property
+    def asked(self) -> int:
+        """How many items are asked."""
+        return len(self.places)
+
+    def only(self, places: Sequence[int]) -> "Exam":
+        """The same task, asking these items."""
+        return replace(self, places=places)
 
     def question(self, place: int, tokenizer: Tokenizer, context: int) -> Question:
         """The item at `place`, with its examples, ready to be scored."""
@@ -46,13 +56,13 @@ class Exam:
         return question(self.items[place], shots, self.task.kind, self.task.delimiter, tokenizer, context)
 
 
-def read_exams(folder: Path = BUNDLED, limit: int | None = None) -> list[Exam]:
-    """The tasks whose files are in `folder`, of each the first `limit` items (None: all).
+def read_exams(folder: Path = BUNDLED, limit: int | None = None, tasks: Sequence[Task] = TASKS) -> list[Exam]:
+    """Those of `tasks` whose files are in `folder`, of each the first `limit` items (None: all).
 
     Raises DataError if there is none, or an item is malformed, or there are too few for the examples.
     """
     exams = []
-    for task in TASKS:
+    for task in tasks:
         if (file := find_file(folder, task)) is not None:
             items = read_items(file, task.kind)
             if len(items) <= task.shots:
@@ -61,7 +71,7 @@ def read_exams(folder: Path = BUNDLED, limit: int | None = None) -> list[Exam]:
                     "give it more items"
                 )
             asked = len(items) if limit is None else min(limit, len(items))
-            exams.append(Exam(task, items, asked, sha256_file(file)))
+            exams.append(Exam(task, items, range(asked), sha256_file(file)))
     if not exams:
         raise DataError(
             f"{folder} holds no task of CORE, such as {TASKS[3].file}.jsonl; "
@@ -75,6 +85,7 @@ def evaluate(
     tokenizer: Tokenizer,
     exams: Sequence[Exam],
     done: Callable[[int], None] = lambda items: None,
+    tokens_per_pass: int = TOKENS_PER_PASS,
 ) -> dict[str, Any]:
     """Asks everything; the result is plain JSON, with each item's answer. `done(n)` counts finished items."""
     tasks = {}
@@ -82,9 +93,9 @@ def evaluate(
         scores: list[list[Score]] = []
         cut = 0
         for first in range(0, exam.asked, ITEMS_AT_ONCE):
-            places = range(first, min(first + ITEMS_AT_ONCE, exam.asked))
+            places = exam.places[first : first + ITEMS_AT_ONCE]
             asked = [exam.question(place, tokenizer, engine.config.context) for place in places]
-            scores += score(engine, [q.rows for q in asked])
+            scores += score(engine, [q.rows for q in asked], tokens_per_pass)
             cut += sum(q.cut > 0 for q in asked)
             done(len(asked))
         tasks[exam.task.name] = _result(exam, scores, cut)
@@ -120,7 +131,7 @@ def name_of(tasks: dict[str, dict[str, Any]]) -> str:
 
 
 def _result(exam: Exam, scores: Sequence[Sequence[Score]], cut: int) -> dict[str, Any]:
-    task, items = exam.task, exam.items[: exam.asked]
+    task, items = exam.task, [exam.items[place] for place in exam.places]
     picks = [pick(found) for found in scores]
     if task.kind == "language_modeling":
         right = [found[0].greedy for found in scores]
@@ -147,4 +158,5 @@ def _result(exam: Exam, scores: Sequence[Sequence[Score]], cut: int) -> dict[str
         "picks": picks,
         "golds": [item.gold for item in items],
         "mean_log_probs": [[round(s.mean, 6) for s in found] for found in scores],
+        "to_read": to_read(items, [[s.mean for s in found] for found in scores]),
     }

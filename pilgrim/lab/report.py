@@ -18,7 +18,9 @@ from typing import Any
 from jinja2.utils import htmlsafe_json_dumps
 
 from pilgrim.core.files import write_atomic
+from pilgrim.lab import report_accuracy as accuracy
 from pilgrim.lab import report_charts as charts
+from pilgrim.lab import report_core
 from pilgrim.lab import report_origin as origin
 from pilgrim.lab import report_sections as sections
 from pilgrim.lab.report_answers import chat_answers
@@ -48,6 +50,10 @@ def render(run_folder: Path) -> str:
     recipe_text = (run_folder / "recipe.toml").read_text(encoding="utf-8") if recipe is not None else ""
     questions = mapping(mapping(recipe).get("eval")).get("questions", [])
     notes: list[str] = []  # what the page leaves out, in sentences
+    core = read_object(run_folder / "evaluate" / "core.json")
+    payload = charts.payload(stages, notes)
+    task_charts, drawn = accuracy.watched(stages, notes)
+    payload["charts"] += drawn
     values: dict[str, Any] = {
         "name": plain(run_folder.resolve().name),
         "when": moment(provenance.get("time")),
@@ -59,11 +65,15 @@ def render(run_folder: Path) -> str:
         "stations": sections.stations(stages),
         "charts": [(chart, charts.in_words(chart, stages)) for chart in charts.CHARTS],
         "arrivals": sections.arrivals(stages),
-        "payload": htmlsafe_json_dumps(charts.payload(stages, notes), allow_nan=False, separators=(",", ":")),
+        "task_charts": task_charts,
+        "payload": htmlsafe_json_dumps(payload, allow_nan=False, separators=(",", ":")),
         "reels": sections.reels(stages, questions, notes),
         "compression": sections.compression(mapping(result.get("bpb"))),
         "behaviours": sections.behaviours(mapping(result.get("behaviour"))),
-        "known_answers": sections.known_answers(read_object(run_folder / "evaluate" / "core.json")),
+        "sources": sections.sources(mapping(result.get("bpb"))),
+        "texts": sections.texts(read_object(run_folder / "evaluate" / "text.json")),
+        "known_answers": report_core.known_answers(core),
+        "to_read": report_core.to_read(core, notes),
         "chat_answers": chat_answers(run_folder / "evaluate", notes),
         "examples": sections.examples(result.get("examples"), notes),
         "recipe": highlight_toml(shortened(recipe_text, RECIPE_CHARACTERS)),

@@ -20,6 +20,7 @@ REEL_PROMPTS = 12
 REEL_BYTES = 800_000  # all samples together; fewer frames are kept until they fit
 TEXT_CHARACTERS = 2000  # of one sample or one reply
 EXAMPLES = 60
+SOURCES = 30  # shown of a text
 
 WHAT_STAGES_DO = {
     "tokenizer": "Finds the byte sequences that are worth a token of their own.",
@@ -202,6 +203,15 @@ class Reel:
     chat: bool  # a question that is answered, not an opening that is continued
     frames: list[Frame]
 
+    @property
+    def legs(self) -> list[tuple[str, float]]:
+        """Each stage with the middle of its frames, in percent of the way from the first to the last."""
+        places: dict[str, list[int]] = {}
+        for index, frame in enumerate(self.frames):
+            places.setdefault(frame.stage, []).append(index)
+        way = max(1, len(self.frames) - 1)
+        return [(stage, 50 * (found[0] + found[-1]) / way) for stage, found in places.items()]
+
 
 def reels(stages: Sequence[Stage], questions: Sequence[str], notes: list[str]) -> list[Reel]:
     """For each fixed prompt what the model made of it, evaluation by evaluation, through all stages.
@@ -253,42 +263,46 @@ def behaviours(measured: Row) -> list[dict[str, Any]]:
     return out
 
 
-def known_answers(result: Row) -> dict[str, Any] | None:
-    """The CORE tasks: the mean in words, and a row for each task; None if they were not asked."""
-    rows = [
-        {"task": plain(name).replace("_", " "), "n": number(row.get("n")), "shots": number(row.get("shots"))}
-        | {
-            key: row[key] if is_number(row.get(key)) else None
-            for key in ("accuracy", "low", "high", "chance", "standard_error")
-        }
-        for name, row in ((name, mapping(row)) for name, row in mapping(result.get("tasks")).items())
-    ]
-    if not rows:
-        return None
-    missing = result.get("missing")
+def compression(measured: Row) -> list[dict[str, Any]]:
+    """Bits per byte by text, with the share of its size that the text would keep, and its size."""
+    return [_bits(plain(name), mapping(row)) for name, row in measured.items()]
+
+
+def _bits(name: str, row: Row) -> dict[str, Any]:
     return {
-        "name": plain(result.get("name", "CORE-slice")),
-        "score": number(result.get("score"), 3),
-        "standard_error": number(result.get("standard_error"), 3),
-        "stage": plain(result.get("stage", "")),
-        "missing": ", ".join(plain(name) for name in missing) if isinstance(missing, list) else "",
-        "rows": rows,
+        "text": name,
+        "bpb": number(row.get("bpb"), 4),
+        "standard_error": number(row.get("standard_error"), 4),
+        "share": row["bpb"] / 8 if is_number(row.get("bpb")) else None,
+        "bytes": number(row.get("bytes")),
+        "targets": number(row.get("targets")),
+        "documents": number(row.get("documents")),
     }
 
 
-def compression(measured: Row) -> list[dict[str, Any]]:
-    """Bits per byte by text, with the share of its size that the text would keep, and its size."""
-    rows = [(plain(name), mapping(row)) for name, row in measured.items()]
-    return [
-        {
-            "text": name,
-            "bpb": number(row.get("bpb"), 4),
-            "share": row["bpb"] / 8 if is_number(row.get("bpb")) else None,
-            "bytes": number(row.get("bytes")),
-            "targets": number(row.get("targets")),
-        }
-        for name, row in rows
-    ]
+def sources(measured: Row) -> dict[str, Any] | None:
+    """Bits per byte by source, a column for each stage; None if no text had several sources."""
+    of_stage = {plain(stage): mapping(mapping(row).get("sources")) for stage, row in measured.items()}
+    names = list(dict.fromkeys(name for found in of_stage.values() for name in found))
+    if len(names) < 2:
+        return None
+    rows = []
+    for name in names[:SOURCES]:
+        cells = [_bits("", mapping(found.get(name))) for found in of_stage.values()]
+        rows.append({"source": plain(name), "cells": cells, "size": cells[-1]})
+    return {"stages": list(of_stage), "rows": rows, "left_out": max(0, len(names) - SOURCES)}
+
+
+def texts(result: Row) -> dict[str, Any] | None:
+    """Bits per byte of the files that `pilgrim eval --text` measured, each followed by its sources."""
+    rows = []
+    for file, found in mapping(result.get("files")).items():
+        parts = mapping(mapping(found).get("sources"))
+        rows.append(_bits(plain(file), mapping(found)) | {"whole": True})
+        if len(parts) > 1:
+            inside = list(parts.items())[:SOURCES]
+            rows += [_bits(plain(name), mapping(part)) | {"whole": False} for name, part in inside]
+    return {"stage": plain(result.get("stage", "")), "rows": rows} if rows else None
 
 
 def examples(rows: object, notes: list[str]) -> list[Row]:

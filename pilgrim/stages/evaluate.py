@@ -1,6 +1,6 @@
 """Stage 6: what was reached. Bits per byte of every trained stage, and how the chatbot behaves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,18 @@ from pilgrim.core.files import write_json_atomic
 from pilgrim.data.conversations import Prompt, read_prompts
 from pilgrim.data.loader import one_pass
 from pilgrim.evals.behaviour import Reply, measure
+from pilgrim.evals.compression import bits
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.load import TRAINED_STAGES, load_engine, load_model
 from pilgrim.infer.sampling import Sampling
 from pilgrim.stages.journey import Journey, finished, only_writer, refuse_older, run_stage
 from pilgrim.stages.recipe import Recipe
-from pilgrim.stages.shards import run_tokenizer, token_set
+from pilgrim.stages.shards import bits_by_source, run_tokenizer, token_set
 from pilgrim.text.chat import Message, render_prompt
 from pilgrim.text.tokenizer import Tokenizer
 from pilgrim.train.fit import MicroBatch
 from pilgrim.train.step import compiled_token_losses
-from pilgrim.train.validation import validate
+from pilgrim.train.validation import ByDocument, validate
 
 PROMPTS = "assets:prompts/heldout.jsonl"
 NAME_PROMPTS = "assets:prompts/name.jsonl"
@@ -43,8 +44,14 @@ def run(journey: Journey) -> dict[str, Any]:
     for stage in stages:
         model = load_model(journey.folder / stage, refuse_older(journey, stage)).to(runtime.device)
         rows = one_pass(val, recipe.model.context, tokenizer.eot_id, micro_rows)
-        result["bpb"][stage] = asdict(validate(model, rows, tokenizer.token_bytes(), losses, runtime))
-        journey.console.say(f"{stage}: {result['bpb'][stage]['bpb']:.4f} bits per byte on held-out text")
+        each = ByDocument(val.documents)
+        found = validate(model, rows, tokenizer.token_bytes(), losses, runtime, each)
+        of_all = bits(each.nats_d.numpy(), each.bytes_d.numpy())
+        result["bpb"][stage] = asdict(found) | {
+            "standard_error": of_all and of_all.standard_error,
+            "sources": bits_by_source(val, each),
+        }
+        journey.console.say(_in_words(stage, result["bpb"][stage]))
     if recipe.sft is not None:
         refuse = refuse_older(journey, "sft")
         engine = load_engine(journey.folder / "sft", tokenizer, runtime, on_damage=refuse)
@@ -52,6 +59,13 @@ def run(journey: Journey) -> dict[str, Any]:
     write_json_atomic(journey.stage_folder("evaluate") / "result.json", result, journey.may_write)
     shares = {name: share["share"] for name, share in result.get("behaviour", {}).items()}
     return {f"{stage}_bpb": v["bpb"] for stage, v in result["bpb"].items()} | shares
+
+
+def _in_words(stage: str, found: Mapping[str, Any]) -> str:
+    """A stage's bits per byte, and those of its sources if there are several."""
+    sources = found["sources"] if len(found["sources"]) > 1 else {}
+    by_source = ", ".join(f"{name} {source['bpb']:.3f}" for name, source in sources.items())
+    return f"{stage}: {found['bpb']:.4f} bits per byte on held-out text" + (by_source and f" ({by_source})")
 
 
 def behaviour(journey: Journey, engine: Engine, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from the one dial, `model.depth`, is filled in. The resolved recipe is saved in 
 a run shows every number it was made with; it can be used as a recipe itself.
 """
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from pilgrim.core.config import Settings, apply_overrides, build, load_toml
 from pilgrim.core.runtime import RuntimeSettings
 from pilgrim.data.sources import DataSettings
+from pilgrim.evals.core_tasks import TASKS
 from pilgrim.model.bigram import LARGEST_VOCABULARY
 from pilgrim.model.config import ModelSettings
 from pilgrim.model.count import parameters
@@ -63,6 +65,21 @@ class EvalSettings(Settings):
     temperature: float = Field(0.7, ge=0, description="at which samples and replies are drawn")
     reply_tokens: int = Field(200, ge=1, description="a reply that is longer has not ended by itself")
     core: str = Field("assets:evals/core", description="folder of CORE's tasks (docs/evals.md)")
+    watch: tuple[str, ...] = Field((), description="tasks of it that are asked while a stage trains")
+    watch_items: int = Field(32, ge=1, description="items of each of them")
+    watch_every: int = Field(1, ge=1, description="ask at every so many evaluations, and at a stage's end")
+    watch_full: bool = Field(False, description="ask all items at a stage's end")
+
+    @field_validator("watch")
+    @classmethod
+    def _watched_tasks_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = [task.name for task in TASKS]
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                cure = f"did you mean {near[0]}?" if near else f"the tasks are {', '.join(known)}"
+                raise ValueError(f"{name} is no task; {cure}")
+        return names
 
 
 class Recipe(Settings):

@@ -8,10 +8,12 @@ from pilgrim.core.files import sha256_file
 from pilgrim.data.conversations import Conversation, read_conversations
 from pilgrim.data.shards import Document, TokenSet, open_token_set, write_token_set
 from pilgrim.data.sources import Text, split
+from pilgrim.evals.compression import as_json, by_source
 from pilgrim.infer.load import load_tokenizer
 from pilgrim.stages.journey import Journey, finished
 from pilgrim.text.chat import render
 from pilgrim.text.tokenizer import Tokenizer
+from pilgrim.train.validation import ByDocument
 
 AT_ONCE = 1024  # documents tokenized together
 
@@ -65,6 +67,13 @@ def rendered(conversations: Iterable[Conversation], tokenizer: Tokenizer) -> Ite
         r = render(conversation.messages, tokenizer)
         trained_bytes = sum(sizes[i] for i, trained in zip(r.ids, r.mask, strict=True) if trained)
         yield Document(r.ids, r.mask, conversation.source, trained_bytes)
+
+
+def bits_by_source(tokens: TokenSet, each: ByDocument) -> dict[str, Any]:
+    """Bits per byte of each source of a set with their errors, as plain JSON (evals/compression.py)."""
+    assert tokens.source_d is not None
+    found = by_source(tokens.source_names, tokens.source_d, each.nats_d.numpy(), each.bytes_d.numpy())
+    return as_json(found)
 
 
 def _summary(folder: Path, digest: str) -> dict[str, Any]:

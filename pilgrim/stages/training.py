@@ -14,9 +14,7 @@ from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import Batch, PackedRows, Rows, one_pass
 from pilgrim.data.shards import TokenSet
-from pilgrim.infer.engine import Engine
 from pilgrim.infer.load import load_model
-from pilgrim.infer.sampling import Sampling
 from pilgrim.model.attention_choice import Choice, activated, choose, trouble
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.count import parameters
@@ -24,16 +22,15 @@ from pilgrim.model.precision import train_in_fp8
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers
 from pilgrim.stages.journey import Journey, finished, refuse_older
-from pilgrim.stages.shards import run_tokenizer, token_set
+from pilgrim.stages.shards import bits_by_source, run_tokenizer, token_set
 from pilgrim.stages.speed import shares_of_peak
-from pilgrim.text.chat import Message, render_prompt
-from pilgrim.text.tokenizer import Tokenizer
+from pilgrim.stages.watching import Watching
 from pilgrim.train.fit import MicroBatch
 from pilgrim.train.keeping import load_weights
 from pilgrim.train.loop import Loop, Parts
 from pilgrim.train.settings import TrainSettings
 from pilgrim.train.step import compiled_token_losses
-from pilgrim.train.validation import validate
+from pilgrim.train.validation import ByDocument, validate
 
 ATTENTION = "attention.json"  # which backend was the fastest
 
@@ -82,15 +79,20 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
     if plan.chat:
         held_out["chat_"] = token_set(journey, "chat_val")
     token_bytes = tokenizer.token_bytes()
+    assert settings.steps is not None
+    watching = Watching(journey, tokenizer, log, folder, settings.steps, settings.eval_every, plan.chat)
 
-    def evaluate(step: int) -> dict[str, float]:
+    def evaluate(step: int) -> dict[str, Any]:
         measures: dict[str, float] = {}
+        sources: dict[str, Any] = {}
         for prefix, tokens in held_out.items():
-            v = validate(model, once(tokens), token_bytes, losses, runtime)
+            each = ByDocument(tokens.documents)
+            v = validate(model, once(tokens), token_bytes, losses, runtime, each)
             measures |= {f"{prefix}bpb": v.bpb, f"{prefix}loss": v.loss}
-        if all(map(math.isfinite, measures.values())):  # else the weights are spoiled, and the loop stops
-            _sample(journey, model, tokenizer, log, folder, step, plan.chat)
-        return measures
+            sources[f"{prefix}sources"] = bits_by_source(tokens, each)
+        if not all(map(math.isfinite, measures.values())):  # the weights are spoiled, and the loop stops
+            return dict(measures)
+        return measures | sources | watching.look(model, step)
 
     optimizers = Optimizers(model, recipe.optim, runtime.dtype, runtime.compile)
     return Parts(
@@ -127,7 +129,7 @@ def train_stage(journey: Journey, plan: Plan) -> dict[str, Any]:
         **parts.shares(state.tokens / state.train_s),
         "parameters": parameters(parts.model.config).total,
         "train_loss": last["loss"],
-        **{k: v for k, v in final.items() if k != "step"},
+        **{k: v for k, v in final.items() if k != "step" and isinstance(v, float)},
     }
 
 
@@ -173,32 +175,3 @@ def weights_of(journey: Journey, stage: str) -> Callable[[Transformer], None]:
         load_weights(model, before.weights(), before.config.model_dump(), place)
 
     return begin
-
-
-def _sample(
-    journey: Journey,
-    model: Transformer,
-    tokenizer: Tokenizer,
-    log: RunLog,
-    folder: Path,
-    step: int,
-    chat: bool,
-) -> None:
-    """Write what the model makes of the fixed prompts: the reel of it growing up."""
-    settings = journey.recipe.eval
-    prompts = {p: [tokenizer.eot_id, *tokenizer.encode(p)] for p in settings.prompts}
-    if chat:
-        prompts |= {q: render_prompt([Message("user", q)], tokenizer) for q in settings.questions}
-    written = {row["prompt"] for row in read_rows(folder / "samples.jsonl") if row["step"] == step}
-    engine = Engine(model, journey.runtime)
-    sampling = Sampling(
-        temperature=settings.temperature,
-        max_tokens=settings.sample_tokens,
-        seed=journey.runtime.seed_for("samples"),
-    )
-    replies = engine.generate(
-        list(prompts.values()), sampling, stop_ids=(tokenizer.eot_id, tokenizer.im_end_id)
-    )
-    for prompt, reply in zip(prompts, replies, strict=True):
-        if prompt not in written:  # a run that was killed between samples and evaluation made them before
-            log.sample(step, prompt, tokenizer.decode(reply.ids))

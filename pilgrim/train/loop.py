@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import record_function
@@ -55,7 +56,7 @@ class Parts:
     rows: Rows
     losses: TokenLosses
     micro: MicroBatch
-    evaluate: Callable[[int], dict[str, float]]  # step -> measures, "bpb" among them
+    evaluate: Callable[[int], dict[str, Any]]  # step -> measures, "bpb" among them
     runtime: Runtime
     settings: TrainSettings
     folder: Path
@@ -239,8 +240,9 @@ class Loop:
         records = read_rows(self.parts.folder / "evals.jsonl")
         known = next((row for row in records if row["step"] == state.step), None)
         measures = known or self.parts.evaluate(state.step)
-        if not all(map(math.isfinite, measures.values())):
-            self._diverged(state.step, state.step, **measures)
+        numbers = {name: value for name, value in measures.items() if isinstance(value, float)}
+        if not all(map(math.isfinite, numbers.values())):
+            self._diverged(state.step, state.step, **numbers)
         if state.best_bpb is None or measures["bpb"] <= state.best_bpb:
             state.best_bpb = measures["bpb"]
             if state.step and not known:

@@ -170,11 +170,12 @@ class Chart {
       for (let i = 0; i < series.x.length; i++) {
         const u = toU(stretch, series.x[i]), y = series.y[i];
         if (u < low - 1e-9 || u > high + 1e-9 || (this.log && y <= 0)) continue;
-        bottom = Math.min(bottom, y);
-        top = Math.max(top, y);
+        bottom = Math.min(bottom, series.low ? series.low[i] : y);
+        top = Math.max(top, series.high ? series.high[i] : y);
       }
     }
     if (bottom > top) return null;
+    if (this.spec.chance !== undefined) [bottom, top] = [Math.min(bottom, this.spec.chance), Math.max(top, this.spec.chance)];
     if (this.log) return bottom === top ? [bottom / 2, top * 2] : [bottom * 0.97, top * 1.03];
     if (this.spec.fromZero) bottom = Math.min(0, bottom);
     const air = 0.06 * (top - bottom) || Math.abs(top) * 0.1 || 1;
@@ -243,6 +244,12 @@ class Chart {
     svg("rect", frame, svg("clipPath", { id: clip }, root));
     const group = svg("g", { "clip-path": `url(#${clip})` }, root);
     const { low, high } = this.shared.view;
+    for (const series of this.shown().filter((each) => each.low)) this.drawBand(series, group);
+    if (this.spec.chance !== undefined) {
+      const y = this.toY(this.spec.chance), right = EDGE.left + this.inner;
+      svg("line", { class: "chance", x1: EDGE.left, x2: right, y1: y, y2: y }, group);
+      svg("text", { class: "tick over", x: right, y: y - 4, "text-anchor": "end" }, group, "chance");
+    }
     for (const kind of ["raw", "line", "points", "dots"])
       for (const series of this.shown().filter((each) => each.kind === kind)) {
         const stretch = this.stretches[series.stage];
@@ -255,6 +262,14 @@ class Chart {
         if (kind === "dots" || (kind === "points" && few) || seen.length === 1)
           for (const [x, y] of seen) drawMark(series.mark, { class: "point", "data-stage": stretch.name, cx: x, cy: y }, group);
       }
+  }
+
+  // The interval of each point, as an area from point to point; of a single point, a stroke.
+  drawBand(series, group) {
+    const stretch = this.stretches[series.stage];
+    const edge = (values) => values.map((y, i) => `${this.toX(toU(stretch, series.x[i])).toFixed(1)} ${this.toY(y).toFixed(1)}`);
+    const d = `M${[...edge(series.low), ...edge(series.high).reverse()].join("L")}z`;
+    svg("path", { class: series.x.length > 1 ? "interval" : "interval single", "data-stage": stretch.name, d }, group);
   }
 
   // The cursor's line, a dot on each curve, and the values in the legend; without a cursor, the last values.

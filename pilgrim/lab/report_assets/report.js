@@ -47,6 +47,7 @@ function setUpReel(reel) {
   const frames = all(".frame", reel);
   const slider = reel.querySelector("input");
   const play = reel.querySelector(".play");
+  const cells = reel.querySelector(".frames");
   let timer = null;
   const show = () => {
     frames.forEach((frame, index) => frame.toggleAttribute("data-on", index === Number(slider.value)));
@@ -58,6 +59,7 @@ function setUpReel(reel) {
     clearInterval(timer);
     timer = null;
     play.removeAttribute("data-playing");
+    cells.setAttribute("aria-live", "polite");
     play.setAttribute("aria-label", "Play");
   };
   const next = () => {
@@ -70,10 +72,17 @@ function setUpReel(reel) {
     if (Number(slider.value) === frames.length - 1) slider.value = 0;
     show();
     play.setAttribute("data-playing", "");
+    cells.setAttribute("aria-live", "off"); // nobody can listen to a text a second
     play.setAttribute("aria-label", "Pause");
     timer = setInterval(next, 900);
   });
   slider.addEventListener("input", () => { pause(); show(); });
+  for (const hop of all(".hop", reel))
+    hop.addEventListener("click", () => {
+      pause();
+      slider.value = Number(slider.value) + Number(hop.dataset.hop);
+      show();
+    });
   show();
   return {
     reel,

@@ -129,6 +129,19 @@ def test_one_pass_counts_every_byte(tmp_path: Path) -> None:
     assert counted == tokens.text_bytes == sum(sizes)
 
 
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30), context=st.integers(2, 20))
+def test_one_pass_numbers_documents_as_the_set_does(lengths: list[int], context: int) -> None:
+    """Each token's document is known, and no row holds two pieces of one, which could look at each other."""
+    seen = [0] * len(lengths)
+    for batch in one_pass(token_set([[END] * length for length in lengths]), context, END, 3):
+        for row in batch.documents_bt:
+            runs, counts = torch.unique_consecutive(row[row >= 0], return_counts=True)
+            assert len(set(runs.tolist())) == len(runs)
+            for document, count in zip(runs.tolist(), counts.tolist(), strict=True):
+                seen[document] += count
+    assert seen == lengths
+
+
 # Rows ---------------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,8 @@ def test_what_was_written_comes_back(folder: Path) -> None:
     assert (tokens.documents, tokens.text_bytes, tokens.trained) == (3, 19, None)
     assert isinstance(tokens.tokens, np.memmap)
     assert tokens.manifest["sources"] == {"a": 2, "b": 1}
+    assert tokens.source_d is not None
+    assert [tokens.source_names[n] for n in tokens.source_d] == ["a", "b", "a"]
     assert tokens.manifest["tokens"] == tokens.manifest["trained_tokens"] == 9
 
 
@@ -120,7 +122,7 @@ def test_a_set_of_another_tokenizer(folder: Path) -> None:
     assert "made with another tokenizer than the run's" in refused(folder, tokenizer="other")
 
 
-@pytest.mark.parametrize("kind", ["tokens", "starts", "trained"])
+@pytest.mark.parametrize("kind", ["tokens", "starts", "sources", "trained"])
 def test_a_missing_file(folder: Path, kind: str) -> None:
     (folder / f"chat.{kind}.npy").unlink()
     assert f"chat.{kind}.npy is missing" in refused(folder, "chat")
@@ -130,7 +132,7 @@ def flip_last_bit(data: bytes) -> bytes:
     return data[:-1] + bytes([data[-1] ^ 1])
 
 
-@pytest.mark.parametrize("kind", ["tokens", "starts", "trained"])
+@pytest.mark.parametrize("kind", ["tokens", "starts", "sources", "trained"])
 @pytest.mark.parametrize(
     "damage", [flip_last_bit, lambda data: data[:-1], lambda data: data + b"x", lambda data: b""]
 )
@@ -161,4 +163,12 @@ def test_writing_a_set_anew_replaces_it(folder: Path) -> None:
     assert set(json.loads((folder / "chat.json").read_text())["sha256"]) == {
         "chat.tokens.npy",
         "chat.starts.npy",
+        "chat.sources.npy",
     }
+
+
+def test_a_set_of_before_sources_were_kept(folder: Path) -> None:
+    manifest = json.loads((folder / "train.json").read_text())
+    del manifest["format"], manifest["sha256"]["train.sources.npy"]
+    (folder / "train.json").write_text(json.dumps(manifest))
+    assert "train.json is of format 1, but this version reads and writes format 2" in refused(folder)

@@ -6,10 +6,10 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from html_page import Page
 
 from pilgrim.lab.profile import page, pictures, words
 from pilgrim.lab.profile.findings import LOSSES, Findings, Loss
@@ -17,30 +17,6 @@ from pilgrim.lab.profile.page import summary, write_page
 from pilgrim.lab.profile.terms import TERMS, identifier
 
 Make = Callable[..., Findings]
-
-
-class Page(HTMLParser):
-    """What a browser would find: tags with attributes, scripts and styles, and the readable text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.raw: dict[str, list[str]] = {"script": [], "style": []}
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        last = self.tags[-1][0] if self.tags else ""
-        if last in self.raw and self.cdata_elem:
-            self.raw[last].append(data)
-        else:
-            self.text += data
-
-    def having(self, attribute: str) -> list[str]:
-        return [str(attrs[attribute]) for _, attrs in self.tags if attribute in attrs]
 
 
 def written(findings: Findings, folder: Path) -> Page:

@@ -5,11 +5,11 @@ import hashlib
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from html_page import Page
 
 from pilgrim.core.errors import PilgrimError
 from pilgrim.lab.report import write_report
@@ -20,41 +20,6 @@ from pilgrim.lab.report_text import clock, compact, duration, highlight_toml, mo
 ATTACK = "</script><script>alert(1)</script><!--<b onload=x>\"'&"
 
 Row = dict[str, Any]
-
-
-class Page(HTMLParser):
-    """What a browser would find: tags with their attributes, scripts and styles, and the readable text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.raw: dict[str, list[str]] = {"script": [], "style": []}
-        self.text = ""
-        self._inside = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag in self.raw:
-            self._inside = tag
-            self.raw[tag].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._inside = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._inside:
-            self.raw[self._inside][-1] += data
-        else:
-            self.text += data
-
-    def having(self, tag: str, attribute: str) -> list[str]:
-        return [str(attrs[attribute]) for name, attrs in self.tags if name == tag and attribute in attrs]
-
-    @property
-    def payload(self) -> Row:
-        payload: Row = json.loads(self.raw["script"][0])
-        return payload
 
 
 def report(folder: Path) -> Page:
@@ -228,7 +193,7 @@ def test_questions_with_known_answers(run: Path) -> None:
         assert expected in page.text, expected
     chance = [attrs for tag, attrs in page.tags if tag == "line" and attrs.get("class") == "chance"]
     assert [(line["x1"], line["x2"]) for line in chance] == [("25.00%", "25.00%")]
-    assert "arc easy: 27.5%, between 16.1% and 42.8%, chance 25%" in page.having("svg", "aria-label")
+    assert "arc easy: 27.5%, between 16.1% and 42.8%, chance 25%" in page.having("aria-label", "svg")
 
 
 def test_questions_whose_answers_are_spoiled(run: Path) -> None:
@@ -238,6 +203,113 @@ def test_questions_whose_answers_are_spoiled(run: Path) -> None:
     assert "±" in page.text
     write_object(run / "evaluate" / "core.json", {"tasks": None})
     assert "Questions with known answers" not in report(run).text
+
+
+# Accuracy while it trains, sources, contamination, items to read
+
+WATCHED = {"accuracy": 0.275, "low": 0.161, "high": 0.428, "n": 40, "chance": 0.25, "left_out": 3}
+
+
+def test_accuracy_over_training(run: Path) -> None:
+    assert "asked along the way" not in report(run).text
+    for stage, steps in (("pretrain", (0, 4)), ("sft", (4,))):
+        rows = [{"step": step, "bpb": 1.5, "watch": {"arc_easy": WATCHED, "copa": {}}} for step in steps]
+        write_rows(run / stage / "evals.jsonl", rows)
+    page = report(run)
+    assert "asked along the way" in page.text
+    [chart] = [chart for chart in page.payload["charts"] if chart["id"].startswith("accuracy")]
+    assert (chart["title"], chart["chance"]) == ("arc easy", 25)
+    assert [(series["stage"], series["x"]) for series in chart["series"]] == [(0, [0, 4]), (2, [4])]
+    assert [chart["series"][0][key] for key in ("low", "y", "high")] == [[16.1] * 2, [27.5] * 2, [42.8] * 2]
+    assert chart["id"] in page.having("data-chart", "figure")
+    [words] = [words for words in page.having("aria-label", "div") if words.startswith("arc easy")]
+    assert words == (
+        "arc easy: from 27.5% at first to 27.5% at last, between 16.1% and 42.8% of 40 items; "
+        "chance 25%; 3 items of the training text are left out."
+    )
+
+
+def test_more_tasks_than_a_page_can_hold(run: Path) -> None:
+    rows = [{"step": 4, "bpb": 1.5, "watch": {f"task_{n}": WATCHED for n in range(40)}}]
+    write_rows(run / "sft" / "evals.jsonl", rows)
+    page = report(run)
+    assert "Of 40 tasks asked while it trained, the first 24 are drawn." in page.text
+    assert len([chart for chart in page.payload["charts"] if chart["id"].startswith("accuracy")]) == 24
+
+
+def source(bpb: float, error: float | None) -> Row:
+    return {"bpb": bpb, "standard_error": error, "bytes": 1500, "documents": 7}
+
+
+def test_bits_per_byte_by_source(run: Path) -> None:
+    assert "by source" not in report(run).text
+    parts = {"stories": source(0.9, 0.012), "letters": source(1.4321, None)}
+    result = {"pretrain": {"bpb": 0.943, "sources": {}}, "sft": {"bpb": 1.0, "sources": parts}}
+    write_object(run / "evaluate" / "result.json", {"bpb": result})
+    files = {
+        "mine.txt": source(2.5, None) | {"sources": {"mine": source(2.5, None)}},
+        "b": {"sources": parts},
+    }
+    write_object(run / "evaluate" / "text.json", {"stage": "sft", "files": files})
+    text = " ".join(report(run).text.split())
+    assert "stories71,500– ± –0.9000 ± 0.0120" in text
+    assert "Bits per byte of other text" in text
+    assert "mine.txt71,5002.5000 ± –" in text
+    assert text.count("letters") == 2
+
+
+READ = {"line": 12, "margin": -3.456, "context": "Why <b>?", "options": ["Because", "So"], "gold": 1}
+
+
+def test_what_was_in_the_training_text_and_items_to_read(run: Path) -> None:
+    task = CORE["tasks"]["arc_easy"] | {  # type: ignore[index]
+        "contamination": {"overlapping": 2, "whole": 1},
+        "clean": {"n": 38, "accuracy": 0.25, "standard_error": 0.07},
+        "to_read": {"worst": [READ | {"mean_log_probs": [-1.0, -4.456]}], "best": [READ]},
+    }
+    clean = {"score": 0.01, "standard_error": 0.02, "tasks": 1}
+    result = CORE | {"tasks": {"arc_easy": task}, "rule": "thirteen words", "clean": clean}
+    write_object(run / "evaluate" / "core.json", result)
+    text = " ".join(report(run).text.split())
+    for expected in (
+        "2 items overlap the training text (thirteen words); without them the mean is 0.010 ± 0.020.",
+        "2 in the training text: 25% ± 7% without them",
+        "worst line 12, margin -3.46 Why <b>? Because -1.00, the model's choice So -4.46, right",
+        "best line 12",
+    ):
+        assert expected in text, expected
+    task["contamination"] = {"overlapping": 0}
+    write_object(run / "evaluate" / "core.json", result)
+    assert "No item is in the training text (thirteen words)." in report(run).text
+
+
+def test_evaluations_that_are_spoiled(run: Path) -> None:
+    rows: list[Row] = [
+        {"step": 4, "watch": {ATTACK: WATCHED, "b": 3, "c": {"accuracy": "nan"}}},
+        {"watch": []},
+    ]
+    write_rows(run / "pretrain" / "evals.jsonl", rows)
+    task = {
+        "contamination": 3,
+        "clean": "no",
+        "to_read": {"best": 1, "worst": [3, {"options": [ATTACK], "gold": ATTACK}]},
+    }
+    write_object(run / "evaluate" / "core.json", {"tasks": {ATTACK: task, "x": 1}})
+    write_object(
+        run / "evaluate" / "text.json", {"files": {ATTACK: {"bpb": ATTACK, "sources": {ATTACK: 1, "b": {}}}}}
+    )
+    spoiled = {"bpb": {ATTACK: {"sources": {ATTACK: {"bpb": ATTACK}, "b": None}}}}
+    write_object(run / "evaluate" / "result.json", spoiled)
+    page = report(run)
+    assert len(page.raw["script"]) == 2
+    assert not any(tag == "b" and "onload" in attrs for tag, attrs in page.tags)
+
+
+def test_a_reel_names_its_stages_where_they_are(run: Path) -> None:
+    page = report(run)  # two frames of each of three stages
+    legs = [(attrs["data-stage"], attrs["x"]) for tag, attrs in page.tags if tag == "text"]
+    assert legs == [("pretrain", "10.00%"), ("midtrain", "50.00%"), ("sft", "90.00%")]
+    assert [b for b in page.having("data-hop", "button")] == ["-1", "1"]
 
 
 CHAT = {

@@ -13,7 +13,7 @@ from pilgrim.data.shards import TokenSet
 from pilgrim.model.attention import causal_attention
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.losses import token_losses
-from pilgrim.train.validation import Validation, filled, validate
+from pilgrim.train.validation import ByDocument, Validation, filled, validate
 
 CONTEXT, END = 16, 0
 TOKEN_BYTES = [0, 0, *(1 + i % 3 for i in range(29))]  # 0 and 1 are special: they stand for no text
@@ -77,6 +77,29 @@ def test_of_conversations_only_the_trained_tokens_count(
     found = validate(model, one_pass(tokens, CONTEXT, END, 3), TOKEN_BYTES, token_losses, runtime)
     agree(found, by_hand(model, documents, masks))
     assert found.targets == sum(map(sum, masks))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_each_document_is_what_one_counts_by_hand(
+    new_model: NewModel,
+    token_set: Callable[..., TokenSet],
+    documents: list[list[int]],
+    runtime: Runtime,
+    rows: int,
+) -> None:
+    model, tokens, each = new_model(), token_set(documents), ByDocument(len(documents))
+    batches = one_pass(tokens, CONTEXT, END, rows)
+    found = validate(model, batches, TOKEN_BYTES, token_losses, runtime, each)
+    for number, document in enumerate(documents):
+        size = sum(TOKEN_BYTES[i] for i in document)
+        assert each.bytes_d[number] == size
+        if size:
+            alone = by_hand(model, [document])
+            assert float(each.nats_d[number]) == pytest.approx(alone.bpb * math.log(2) * size, rel=1e-6)
+    assert int(each.bytes_d.sum()) == found.bytes
+    assert float(each.nats_d.sum()) == pytest.approx(found.bpb * math.log(2) * found.bytes, rel=1e-12)
+    again = validate(model, one_pass(tokens, CONTEXT, END, rows), TOKEN_BYTES, token_losses, runtime)
+    assert again == found  # to the bit, whether or not documents are told apart
 
 
 def test_it_leaves_no_gradient(
