@@ -19,8 +19,8 @@ keeps all of that.
 The loss (train/losses.py) makes its scores for a chunk of tokens, and holds the head's gradient once more.
 
 Of several processes (train/parallel.py), each has its own microbatch. With "zero" the optimizers' state is
-divided among them; with "fsdp" weights and gradients are, too, and gathered in the run's number format are
-only two blocks at a time, embedding, and head.
+divided among them; with "fsdp" weights and gradients are, too, and gathered are only two blocks at a time, in
+the run's number format, and embedding and head in fp32.
 """
 
 from dataclasses import dataclass
@@ -100,8 +100,8 @@ def _divided(config: ModelConfig, dtype: torch.dtype, processes: int) -> tuple[i
     count = parameters(config)
     block, ends = count.matrices // config.depth, count.total - count.matrices
     slices = -(-FP32_BYTES * count.total // processes)
-    gathered = dtype.itemsize * (2 * block + ends)
-    made = dtype.itemsize * (block + ends) + FP32_BYTES * block
+    gathered = dtype.itemsize * 2 * block + FP32_BYTES * ends
+    made = dtype.itemsize * block + FP32_BYTES * (block + ends)
     return slices + gathered, slices + made
 
 

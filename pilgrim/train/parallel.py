@@ -7,7 +7,7 @@
             hands them to the others (optim/groups.py; Rajbhandari et al. 2020, arXiv 1910.02054, stage 1).
     fsdp    Each process keeps a slice of every weight, gradient and state. A block's weights are gathered
             when the block is computed, in the run's number format, and forgotten after; its gradients are
-            added up and sliced at once (the same paper, stage 3).
+            added up, in fp32, and sliced at once (the same paper, stage 3).
 
 All of that is torch.distributed's: DistributedDataParallel, ZeroRedundancyOptimizer, fully_shard. They wrap a
 module whose forward pass is "microbatch -> summed loss" (`SummedLoss`), because they must see where a
@@ -21,7 +21,7 @@ all gradients at its end. So with several processes each block is compiled for i
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -87,14 +87,13 @@ def in_parallel(model: Transformer, losses: TokenLosses, runtime: Runtime) -> Pa
 def _sharded(module: SummedLoss, runtime: Runtime) -> Parallel:
     """Blocks are gathered one at a time; embedding, last norm and head stay from forward to backward."""
     mesh = init_device_mesh(runtime.device.type, (runtime.processes.count,))
-    policy = MixedPrecisionPolicy(
-        param_dtype=None if runtime.dtype == torch.float32 else runtime.dtype,
-        reduce_dtype=torch.float32,
-        cast_forward_inputs=False,  # the network casts by itself
-    )
+    whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)  # the network casts
+    # Blocks cast their weights before anything else, so they may come cast. Not so the embedding, whose
+    # gradient adds up over all places of a word, in the format of its weights.
+    cast = whole if runtime.dtype == torch.float32 else replace(whole, param_dtype=runtime.dtype)
     for block in module.model.model.layers:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    root = fully_shard(module, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=cast)
+    root = fully_shard(module, mesh=mesh, mp_policy=whole)
     module.model.to(runtime.device)  # buffers
     through = _through(module)
 

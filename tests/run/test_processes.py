@@ -29,6 +29,8 @@ from pilgrim.stages.journey import run_journey
 from pilgrim.stages.profile import profile_stage
 from pilgrim.train.stopping import Agreed
 
+pytestmark = pytest.mark.timeout(400)  # for whichever test comes first, and has to start all of them
+
 STAGES = ("pretrain", "midtrain", "sft")
 SETTINGS = [
     "runtime.dtype=fp32",
@@ -78,6 +80,9 @@ def of_two(processes: Processes, recipe: Path, runs: Path) -> None:
     walk(recipe, runs, "zero", "runtime.parallel=zero", until="sft")
     walk(recipe, runs, "ddp", "runtime.parallel=ddp")
     walk(recipe, runs, "fsdp", "runtime.parallel=fsdp")
+    for parallel in ("zero", "fsdp"):
+        short = f"runtime.parallel={parallel}", "runtime.dtype=bf16", "pretrain.steps=8"
+        walk(recipe, runs, f"{parallel}-bf16", *short)
     settings = [*SETTINGS, "name=zero", "runtime.parallel=zero"]
     profile_stage(
         recipe, settings, steps=1, warmup=1, out=runs / "profile", runs=runs, console=Console(quiet=True)
@@ -232,6 +237,12 @@ def test_slices_train_as_wholes_do(runs: Path) -> None:
     assert len(losses) == 8 and losses[0] == pytest.approx(
         rows(runs / "one", "pretrain")[0]["loss"], rel=1e-6
     )
+
+
+def test_slices_round_as_wholes_do(runs: Path) -> None:
+    """In bf16 a rounding that falls another way changes all that follows; the first steps tell."""
+    whole, sliced = (rows(runs / f"{name}-bf16", "pretrain")[:4] for name in ("zero", "fsdp"))
+    assert [row["grad_norm"] for row in whole] == pytest.approx([r["grad_norm"] for r in sliced], rel=1e-5)
 
 
 def test_divided_optimizer_state_changes_no_bit(runs: Path) -> None:
