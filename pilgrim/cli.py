@@ -5,7 +5,12 @@
 
 That keeps `pilgrim --help` instant: importing torch alone takes seconds. Every command is wrapped in
 `guarded`, which turns what a person can mend (a PilgrimError) into one sentence and exit code 2, and Ctrl-C
-into exit code 130 with the command that goes on. Anything else is a bug of ours and keeps its traceback.
+into exit code 130 (SIGTERM: 143) with the command that goes on. Anything else is a bug of ours and keeps its
+traceback.
+
+`pilgrim run` is two things. Called by a person it is a supervisor, which starts the processes that do the
+work and starts them again when they fall (pilgrim/launch). They call the same command, and find in their
+environment that they are the ones to work.
 """
 
 import difflib
@@ -21,7 +26,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, ParamSpec
 
 import typer
 
-from pilgrim.core.errors import PilgrimError
+from pilgrim.core.errors import PilgrimError, ToldElsewhere
+from pilgrim.launch.verdict import code_of
+from pilgrim.launch.worker import is_rank, speaks, working
 
 if TYPE_CHECKING:
     from pilgrim.core.runtime import Fact
@@ -70,11 +77,13 @@ def guarded(after_stop: str = "start it again with") -> Callable[[Callable[P, No
             try:
                 command(*args, **kwargs)
             except PilgrimError as error:
-                _complain(str(error))
-                raise typer.Exit(2) from None
-            except KeyboardInterrupt:
-                _complain(f"stopped; {after_stop}: {_this_command()}")
-                raise typer.Exit(130) from None
+                if not isinstance(error, ToldElsewhere):
+                    _complain(str(error))
+                raise typer.Exit(code_of(error)) from None
+            except KeyboardInterrupt as stop:
+                if speaks():
+                    _complain(f"stopped; {after_stop}: {_this_command()}")
+                raise typer.Exit(code_of(stop)) from None
 
         return wrapped
 
@@ -209,6 +218,16 @@ def run(
             help="Go on with a half-finished run although it was started with other settings.",
         ),
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Processes; left out: one for each GPU, or just one."),
+    ] = None,
+    tries: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Give up after N crashes in a row without a new checkpoint in between."
+        ),
+    ] = 3,
 ) -> None:
     """Walk through a recipe: from raw text to a model that chats.
 
@@ -216,11 +235,32 @@ def run(
     runs/NAME and is done when DONE.json stands in it.
 
     Stop it whenever you like (Ctrl-C, or worse): the same command goes on where it was, and ends with the
-    same model to the bit.
-    """
-    from pilgrim.stages.journey import run_journey
+    same model to the bit. After a crash it starts again by itself.
 
-    run_journey(recipe, overrides or [], only=only, until=until, accept_changes=accept_changes)
+    Exit codes: 0 done; 1 crashed, and given up; 2 something is for you to mend; 130 stopped by Ctrl-C, or 143
+    by SIGTERM, after a step, with a checkpoint. A second Ctrl-C, a second later or more, stops at once.
+    """
+    if is_rank():
+        from pilgrim.stages.journey import run_journey
+
+        with working():
+            run_journey(recipe, overrides or [], only=only, until=until, accept_changes=accept_changes)
+        return
+    from pilgrim.core.config import apply_overrides, load_toml
+    from pilgrim.launch.count import how_many
+    from pilgrim.launch.supervisor import Job, supervise
+
+    tree = apply_overrides(load_toml(recipe), overrides or [])
+    stages = [("--only", only), ("--until", until)]
+    arguments = ["run", str(recipe), *(overrides or [])]
+    arguments += [word for option, stage in stages if stage is not None for word in (option, stage)]
+    arguments += ["--accept-changes"] if accept_changes else []
+    job = Job(arguments, how_many(processes, tree), RUNS / str(tree.get("name")))
+    code = supervise(job, tries, say=_complain)
+    if code > 128:
+        _complain(f"stopped; the last checkpoint is kept; go on with: {_this_command()}")
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command(
@@ -548,12 +588,15 @@ def profile(
     # What torch's own tracing says about itself on stderr; it is read when torch is imported.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from pilgrim.core.processes import here
     from pilgrim.lab.profile.page import summary, write_page
     from pilgrim.stages.profile import profile_stage
 
     findings, folder = profile_stage(
         recipe, overrides or [], stage=stage, steps=steps, warmup=warmup, out=out, runs=RUNS
     )
+    if not here().first:  # of several processes, one tells
+        return
     typer.echo(summary(findings))
     typer.echo("\n".join(["", *findings.notes, f"wrote {write_page(findings, folder)}"]))
 
@@ -604,6 +647,33 @@ def export(
         if dtype == "q8_0":
             raise PilgrimError("--dtype q8_0 is a format of gguf; with --to hf, take bf16")
         typer.echo(f"wrote {huggingface.export(folder, out, dtype, say=typer.echo)}")
+
+
+@app.command(
+    epilog=examples(
+        "Example",
+        ("pilgrim bench infer pocket", "how fast it reads and writes here, beside transformers"),
+    )
+)
+@guarded()
+def bench(
+    what: Annotated[Literal["infer"], typer.Argument(metavar="infer", help="infer: reading and writing.")],
+    run: RunArgument,
+    prompt: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a prompt. Left out: half the model's context.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written.")] = 32,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 5,
+) -> None:
+    """Measure how fast a trained model reads and writes: 1, 8 and 64 texts together.
+
+    Beside it transformers' generate, in turns, and the share of the memory's bandwidth that writing
+    reaches. The result is in RUN/bench/.
+    """
+    folder = find_run(run)
+    from pilgrim.stages.bench import bench_infer
+
+    bench_infer(folder, prompt=prompt, tokens=tokens, rounds=rounds)
 
 
 @app.command()

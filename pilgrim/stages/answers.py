@@ -18,7 +18,7 @@ from pilgrim.core.files import explained, read_json, write_atomic
 from pilgrim.evals.compare import compare
 from pilgrim.evals.statistics import Z95
 from pilgrim.infer.engine import Engine
-from pilgrim.infer.load import load_engine, newest_stage
+from pilgrim.infer.load import load_engine, load_tokenizer, newest_stage
 from pilgrim.stages.journey import Journey, only_writer, refuse_older
 from pilgrim.stages.recipe import Recipe
 from pilgrim.text.tokenizer import Tokenizer
@@ -49,7 +49,7 @@ def ask_run(journey: Journey, suite: Suite, items: int, data: str, evaluate: Eva
     """
     with only_writer(journey.folder):
         stage = newest_stage(journey.folder)
-        tokenizer = Tokenizer.load(journey.folder / "tokenizer")
+        tokenizer = load_tokenizer(journey.folder)
         engine = load_engine(
             journey.folder / stage, tokenizer, journey.runtime, on_damage=refuse_older(journey, stage)
         )

@@ -13,7 +13,7 @@ is told, tried once more in smaller parts, which gives the same answers, and the
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,13 +24,14 @@ from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.evals.core import Exam, evaluate, read_exams
 from pilgrim.evals.core_tasks import TASKS, find_folder
 from pilgrim.evals.scoring import TOKENS_PER_PASS
-from pilgrim.infer.engine import Engine
+from pilgrim.infer.engine import Engine, Reply
 from pilgrim.infer.sampling import Sampling
 from pilgrim.model.transformer import Transformer
 from pilgrim.stages.contamination import in_training_text
 from pilgrim.stages.journey import Journey
 from pilgrim.text.chat import Message, render_prompt
 from pilgrim.text.tokenizer import Tokenizer
+from pilgrim.train.parallel import plain_copy
 
 T = TypeVar("T")
 
@@ -61,13 +62,21 @@ class Watching:
         self.left_out: dict[str, int] = {}
 
     def look(self, model: Transformer, step: int) -> dict[str, Any]:
-        """Sample, ask what is due, and return what was measured: {} or {"watch": {task: its accuracy, …}}."""
-        self._within_memory("samples", step, ROWS, lambda rows: self._sample(model, step, rows))
+        """Sample, ask what is due, and return what was measured: {} or {"watch": {task: its accuracy, …}}.
+
+        Several processes each write some of the samples; the items, which are few, are asked by the first.
+        """
+        runtime = self.journey.runtime
+        model = plain_copy(model, runtime)
+        self._sample(model, step)
         if not self._due(step):
             return {}
-        exams = self._chosen(step)
-        asked = self._within_memory("watch", step, TOKENS, lambda tokens: self._ask(model, exams, tokens))
+        asked = runtime.processes.by_first(lambda: self._accuracies(model, step))
         return {} if asked is None else {"watch": asked}
+
+    def _accuracies(self, model: Transformer, step: int) -> dict[str, Any] | None:
+        exams = self._chosen(step)
+        return self._within_memory("watch", step, TOKENS, lambda tokens: self._ask(model, exams, tokens))
 
     def _within_memory(
         self, what: str, step: int, sizes: tuple[int, int], attempt: Callable[[int], T]
@@ -90,24 +99,32 @@ class Watching:
 
     # Samples --------------------------------------------------------------------------------------
 
-    def _sample(self, model: Transformer, step: int, rows: int) -> None:
-        """Write what the model makes of the fixed prompts, `rows` of them at a time."""
+    def _sample(self, model: Transformer, step: int) -> None:
+        """Write what the model makes of the fixed prompts."""
         settings, tokenizer = self.journey.recipe.eval, self.tokenizer
         prompts = {p: [tokenizer.eot_id, *tokenizer.encode(p)] for p in settings.prompts}
         if self.chat:
             prompts |= {q: render_prompt([Message("user", q)], tokenizer) for q in settings.questions}
         written = {row["prompt"] for row in read_rows(self.stage / "samples.jsonl") if row["step"] == step}
-        engine = Engine(model, self.journey.runtime, rows)
         sampling = Sampling(
             temperature=settings.temperature,
             max_tokens=settings.sample_tokens,
             seed=self.journey.runtime.seed_for("samples"),
         )
-        replies = engine.generate(
-            list(prompts.values()), sampling, stop_ids=(tokenizer.eot_id, tokenizer.im_end_id)
-        )
-        for prompt, reply in zip(prompts, replies, strict=True):
-            if prompt not in written:  # a run that was killed between samples and evaluation made them before
+        processes = self.journey.runtime.processes
+        numbers = processes.dealt(range(len(prompts)))
+        some = [ids for number, ids in enumerate(prompts.values()) if number in numbers]
+
+        def replies(rows: int) -> list[Reply]:
+            """Of this process, so many at a time."""
+            engine = Engine(model, self.journey.runtime, rows)
+            return engine.generate(some, sampling, (tokenizer.eot_id, tokenizer.im_end_id), indices=numbers)
+
+        written_now = self._within_memory("samples", step, ROWS, replies)
+        mine: Sequence[Reply | None] = written_now or [None] * len(some)
+        for prompt, reply in zip(prompts, processes.collected(mine), strict=True):
+            # A run that was killed between samples and evaluation made them before.
+            if reply is not None and prompt not in written:
                 self.log.sample(step, prompt, tokenizer.decode(reply.ids))
 
     # Accuracy -------------------------------------------------------------------------------------
