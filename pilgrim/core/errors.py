@@ -36,3 +36,11 @@ class StartAgain(PilgrimError):
 
 class Fenced(PilgrimError):
     """The run was started again while this process was still at work; it must not write any more."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A person or the system asked the run to stop, and it did, after a step. No error: nothing is lost."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number

@@ -99,16 +99,16 @@ class Processes:
         found: T = result
         return found
 
-    def any_soon(self, mine: bool) -> Callable[[], bool]:
-        """Ask whether this holds for any process, without waiting: the answer is there when called for."""
+    def most_soon(self, mine: int) -> Callable[[], int]:
+        """Ask for the largest of all processes' values, without waiting: it is there when called for."""
         if self.count == 1:
             return lambda: mine
-        anyone = torch.tensor(int(mine))
-        talk = dist.all_reduce(anyone, dist.ReduceOp.MAX, group=self.patient, async_op=True)
+        largest = torch.tensor(mine)
+        talk = dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.patient, async_op=True)
 
-        def answer() -> bool:
+        def answer() -> int:
             talk.wait()
-            return bool(anyone)
+            return int(largest)
 
         return answer
 

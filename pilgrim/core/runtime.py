@@ -36,6 +36,7 @@ GB = 1e9
 LITTLE_MEMORY_BYTES = 2 * GB
 LITTLE_DISK_BYTES = 2 * GB
 Parallel = Literal["alone", "ddp", "zero", "fsdp"]  # docs/scaling.md
+AFTER_WATCHDOG = 1.5  # a hung collective shall end by the watchdog, with stacks, and not by its own timeout
 CUBLAS_VARIABLE, CUBLAS_DETERMINISTIC = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 COMPILE_GAIN = "on a CPU, training takes about 1.3 times as long without it"  # measured: 4 layers, width 256
 
@@ -72,6 +73,9 @@ class RuntimeSettings(Settings):
         default="auto",
         description="what several processes divide: ddp: the batch; zero: optimizer state too; "
         "fsdp: gradients and weights too; auto: zero",
+    )
+    hang_s: float = Field(
+        default=600.0, gt=0, description="seconds without a step that end a process, as it must hang"
     )
 
 
@@ -144,7 +148,7 @@ def start(settings: RuntimeSettings, seed: int, processes: Processes = ALONE) ->
 def started(settings: RuntimeSettings, seed: int) -> Iterator[Runtime]:
     """`start`, and while inside, the processes of the run can talk (core/processes.py)."""
     runtime = start(settings, seed, here())
-    with joined(runtime.device) as processes:
+    with joined(runtime.device, timeout_s=AFTER_WATCHDOG * settings.hang_s) as processes:
         yield replace(runtime, processes=processes)
 
 

@@ -27,7 +27,7 @@ from pilgrim.evals.scoring import TOKENS_PER_PASS, Score, pick, score
 from pilgrim.evals.statistics import error_of_mean
 from pilgrim.evals.to_read import to_read
 from pilgrim.infer.engine import Engine
-from pilgrim.text.tokenizer import Tokenizer
+from pilgrim.text.foreign import Encoder
 
 ITEMS_AT_ONCE = 128  # prompts held as ids; enough of them to find many of similar length
 
@@ -50,7 +50,7 @@ class Exam:
         """The same task, asking these items."""
         return replace(self, places=places)
 
-    def question(self, place: int, tokenizer: Tokenizer, context: int) -> Question:
+    def question(self, place: int, tokenizer: Encoder, context: int) -> Question:
         """The item at `place`, with its examples, ready to be scored."""
         shots = examples(self.items, place, self.task.shots)
         return question(self.items[place], shots, self.task.kind, self.task.delimiter, tokenizer, context)
@@ -82,7 +82,7 @@ def read_exams(folder: Path = BUNDLED, limit: int | None = None, tasks: Sequence
 
 def evaluate(
     engine: Engine,
-    tokenizer: Tokenizer,
+    tokenizer: Encoder,
     exams: Sequence[Exam],
     done: Callable[[int], None] = lambda items: None,
     tokens_per_pass: int = TOKENS_PER_PASS,

@@ -1,38 +1,51 @@
-"""The engine: prompts in, replies out.
-
-A reply is written in two phases. The prompt is read in one pass, all its tokens at once; then each step
-draws one token, appends it, and reads it to score what comes next. What attention needs of earlier
-tokens waits in a KV cache, so a step costs one token's work. Many replies are written together, as that
-uses a machine far better: their prompts are read in groups of similar length, and whoever is finished
-leaves the batch, so that the rest goes on faster.
+"""The engine: prompts in, replies out, any number of them at any time.
 
     engine = Engine(model, runtime)
+    request = engine.submit(prompt, Sampling(), stop_ids={2})   # as many as there are, whenever they come
+    while not request.over:
+        for event in engine.step(): ...                         # one pass for all; each event is a token
+    engine.cancel(request)                                      # its place is free at once
+
     replies = engine.generate(prompts, Sampling(), stop_ids={2})
     for token_id in engine.stream(prompt, Sampling(), stop_ids={2}): ...
-    session = engine.session()      # like stream, but remembers what it has read of a conversation
 
-What a sequence draws depends only on the seed and its index, never on what else is in the batch.
-(In bf16 a batch of another size may round differently, and so turn a draw that was on the edge.)
+A step is one pass through the network. The scheduler says who reads how many tokens in it (scheduler.py),
+the cache has keys and values of what was read before (cache.py, blocks.py), and for each request that is read
+to its end a token is drawn (sampling.py). Chat, evaluation and whoever else writes use this one path.
+
+What a request draws depends only on its seed, its index, and how many tokens it has, never on what else
+is in the batch. (In bf16 a batch of another size may round differently, and so turn a draw that was on the
+edge.)
 """
 
 import copy
-from collections import deque
-from collections.abc import Collection, Generator, Sequence
-from dataclasses import dataclass, field, replace
+import warnings
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from pilgrim.core.errors import DataError
+from pilgrim.core.compiling import compiled
+from pilgrim.core.errors import DataError, PilgrimError
 from pilgrim.core.runtime import Runtime
-from pilgrim.infer.cache import KVCache
-from pilgrim.infer.sampling import Sampling, choose
+from pilgrim.infer import paged_kernel
+from pilgrim.infer.blocks import BlockPool
+from pilgrim.infer.cache import PagedCache, RowCache
+from pilgrim.infer.paged_attention import Span
+from pilgrim.infer.recorded import Recorder, cuda_graph
+from pilgrim.infer.sampling import Sampling, TokenScores, choose, token_scores
+from pilgrim.infer.scheduler import Follow, Request, Scheduler, Until, Work
 from pilgrim.infer.tools import ToolUse
-from pilgrim.model.attention import causal_attention
+from pilgrim.model.attention import Attend
 from pilgrim.model.transformer import Transformer
 
-# Prompts are read together up to this many tokens, padding included: enough to keep a machine busy.
-TOKENS_PER_PASS = 8192
+BLOCK_TOKENS = 16  # few, so that little of a beginning is read again; a GPU's kernel has its own
+# A pass reads so many tokens at most: enough to keep a machine busy, few enough for others not to wait long.
+TOKENS_PER_PASS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
 
 
 @dataclass(frozen=True)
@@ -43,39 +56,33 @@ class Reply:
     ended: bool
 
 
-@dataclass
-class Writer:
-    """A reply being written."""
+class Event(NamedTuple):
+    """A token that a request wrote, and what the model thought of it if that was asked for.
 
-    prompt: Sequence[int]
-    index: int
-    draws: torch.Generator
-    room: int
-    tools: ToolUse | None = None
-    ids: list[int] = field(default_factory=list)
-    ended: bool = False
-    due: deque[int] = field(default_factory=deque)  # a tool's answer, which comes before anything is drawn
+    `token_id` is None where a stop token ended it. Afterwards `request.over` tells whether it was the last.
+    """
 
-    def take(self, token_id: int, stop_ids: Collection[int]) -> bool:
-        """Appends the token, unless it is the one to stop at; tells which."""
-        self.ended = token_id in stop_ids
-        self.room -= 1
-        if not self.ended:
-            self.ids.append(token_id)
-            if self.tools and not self.due:
-                self.due.extend(self.tools.answer(self.ids))
-        return not self.ended
-
-    @property
-    def over(self) -> bool:
-        return self.ended or self.room == 0
+    request: Request
+    token_id: int | None
+    scores: TokenScores | None
 
 
 class Engine:
     """A model ready to write, with its own copy of the weights in the dtype that it computes in."""
 
-    def __init__(self, model: Transformer, runtime: Runtime, rows: int = 32) -> None:
-        """`rows`: how many replies are written together at most.
+    def __init__(
+        self,
+        model: Transformer,
+        runtime: Runtime,
+        rows: int = 32,
+        cache_tokens: int | None = None,
+        tokens_per_pass: int | None = None,
+        block_tokens: int | None = None,
+        record: bool = False,
+    ) -> None:
+        """`rows`: how many replies are written together at most. `cache_tokens`: how many tokens' keys and
+        values are held, at least a whole context's; left out: enough for all rows of what is asked for.
+        `record`: this engine will live long, so on an NVIDIA GPU its steps are recorded (recorded.py).
 
         On a CPU, 1 or 2 `rows` are computed in fp32 even where the runtime has bf16. Measured with AMX on a
         model of width 256 and 4 layers, fp32 writes a single reply 1.2 to 1.3 times as fast; with 4 rows
@@ -88,6 +95,88 @@ class Engine:
         self.config = model.config
         self.rows = rows
         self._runtime = runtime
+        self._cache_tokens = cache_tokens
+        self._tokens_per_pass = tokens_per_pass or TOKENS_PER_PASS[runtime.device.type]
+        why_not = paged_kernel.trouble(runtime.device, self.dtype, self.config.head_size)
+        self._kernel = None if why_not else paged_kernel.mix
+        if why_not and runtime.device.type == "cuda":
+            warnings.warn(f"paged attention goes text by text, which is slow: {why_not}", stacklevel=2)
+        self._block_tokens = block_tokens or (paged_kernel.BLOCK_TOKENS if self._kernel else BLOCK_TOKENS)
+        self._arrivals, self._record = 0, record and self._kernel is not None
+        self._recorder: Recorder | None = None
+        self._store: PagedCache | None = None  # made when it is known for how much, with the scheduler
+        self._scheduler: Scheduler | None = None
+
+    # Asking for replies ------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        stop_ids: Collection[int] = (),
+        index: int = 0,
+        *,
+        logit_bias: Mapping[int, float] | None = None,
+        top_logprobs: int | None = None,
+        until: Until | None = None,
+        follow: Follow | None = None,
+    ) -> Request:
+        """Ask for a reply; `step` writes it.
+
+        It is over at a token of `stop_ids`, after `sampling.max_tokens`, or when prompt and reply fill the
+        model's context. `index` tells samples of one seed apart. `logit_bias` is added to the scores of
+        some ids; with `top_logprobs` each event tells what the model thought of its token, and of as many
+        likeliest ones. `until` is told each id, and ends the reply with it by saying True, such as at a stop
+        string (stopping.py). `follow` is given the reply after each drawn token, and returns ids that come
+        next without being drawn, such as a tool's answer.
+
+        Raises DataError for a prompt that is empty, fills the context by itself (cut it before), or has ids
+        that the model doesn't know.
+        """
+        request = self._request(prompt, sampling, stop_ids, index)
+        if not all(0 <= i < self.config.vocab_size for i in logit_bias or ()):
+            raise DataError(
+                f"logit_bias: the model knows only the ids 0 to {self.config.vocab_size - 1}; "
+                "leave others out"
+            )
+        request.logit_bias, request.top_logprobs = logit_bias or {}, top_logprobs
+        request.until, request.follow = until, follow
+        self._reserve(self.rows, self.config.context)
+        self._queue.add(request)
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """No more of it. What it has written stays in it; one that is over already is left alone."""
+        if not request.over:
+            self._queue.remove(request)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self._scheduler is None or self._scheduler.idle
+
+    def step(self) -> list[Event]:
+        """One pass for whoever is at work; the tokens that came of it.
+
+        Raises PilgrimError if the model's weights are spoiled. If a step is broken off, by that or a
+        Ctrl-C, the engine stays as good as before it.
+        """
+        work = self._queue.plan()
+        if not work:
+            return []
+        try:
+            writers, scores_bv = self._pass(work)
+            ids = self._draw(scores_bv, writers) if writers else []
+            scores = token_scores(scores_bv, ids, [r.top_logprobs for r in writers]) if writers else []
+        except BaseException:
+            self._queue.undo(work)
+            raise
+        self._queue.done(work)
+        return [
+            event
+            for request, token_id, thought in zip(writers, ids, scores, strict=True)
+            for event in self._take(request, token_id, thought)
+        ]
 
     def generate(
         self,
@@ -96,23 +185,29 @@ class Engine:
         stop_ids: Collection[int],
         tools: ToolUse | None = None,
         indices: Sequence[int] | None = None,
+        enough: Callable[[Sequence[int]], bool] | None = None,
     ) -> list[Reply]:
-        """A reply to each prompt, in their order. `tools` answers the calls in them (infer/tools.py).
-        `indices` are the prompts'; left out: 0, 1, 2 …
-
-        A reply is over at a token of `stop_ids`, after `sampling.max_tokens`, or when prompt and reply
-        fill the model's context. Raises DataError for a prompt that is empty, fills the context by itself
-        (cut it before), or has ids that the model doesn't know.
+        """A reply to each prompt, in their order; see `submit`. `tools` answers calls in them (tools.py).
+        `indices` are the prompts'; left out: 0, 1, 2 … A reply is over, too, as soon as its ids are `enough`.
         """
         indices = range(len(prompts)) if indices is None else indices
-        writers = [self.writer(p, sampling, index, tools) for index, p in zip(indices, prompts, strict=True)]
-        by_length = sorted(writers, key=lambda writer: len(writer.prompt))
-        for first in range(0, len(writers), self.rows):
-            batch = by_length[first : first + self.rows]
-            cache = self.cache(len(batch), max(len(writer.prompt) + writer.room for writer in batch))
-            for _ in self.write(cache, batch, self._read_prompts(cache, batch), sampling, stop_ids):
-                pass
-        return [Reply(writer.ids, writer.ended) for writer in writers]
+        requests = [self._request(p, sampling, stop_ids, i) for i, p in zip(indices, prompts, strict=True)]
+        if not requests:
+            return []
+        for request in requests:
+            request.follow = tools.answer if tools else None
+            request.until = partial(_enough, enough, request) if enough else None
+        longest = max(len(request.tokens) + request.room for request in requests)
+        self._reserve(min(self.rows, len(requests)), longest)
+        for request in requests:
+            self._queue.add(request)
+        try:
+            while not all(request.over for request in requests):
+                self.step()
+        finally:
+            for request in requests:
+                self.cancel(request)
+        return [Reply(request.ids, request.ended) for request in requests]
 
     def stream(
         self, prompt: Sequence[int], sampling: Sampling, stop_ids: Collection[int], index: int = 0
@@ -121,19 +216,100 @@ class Engine:
         return self.session().stream(prompt, sampling, stop_ids, index)
 
     def session(self) -> "Session":
-        """A conversation whose beginning isn't read again at every turn."""
+        """A conversation of which one wants to know how its replies ended."""
         return Session(self)
 
-    # The parts of which these are made ---------------------------------------------------------------
+    # One pass ----------------------------------------------------------------------------------------
 
-    def cache(self, rows: int, capacity: int) -> KVCache:
-        """An empty cache for `rows` texts of up to `capacity` tokens."""
-        return KVCache(self.config, rows, capacity, self.dtype, self._runtime.device)
+    @torch.inference_mode()
+    def _pass(self, work: Sequence[Work]) -> tuple[list[Request], Tensor]:
+        """Reads; returns whose last token was read, and the scores [b, v] of what follows each."""
+        assert self._store is not None
+        spans = [Span(request.read, n, request.blocks) for request, n in work]
+        ids = [i for request, n in work for i in request.tokens[request.read : request.read + n]]
+        if self._recorder and all(each.tokens == 1 and each.to_the_end for each in work):
+            return [request for request, _ in work], self._recorder.scores(spans, ids)
+        positions_1n, attend = self._store.attend(spans)
+        hidden_nw = self._forward(ids, positions_1n, attend)
+        ends, writers, read = [], [], 0
+        for each in work:
+            read += each.tokens
+            if each.to_the_end:
+                ends.append(read - 1)
+                writers.append(each.request)
+        if len(ends) < len(ids):
+            hidden_nw = hidden_nw[torch.tensor(ends, dtype=torch.long, device=hidden_nw.device)]
+        return writers, self._scores(hidden_nw)
 
-    def writer(
-        self, prompt: Sequence[int], sampling: Sampling, index: int, tools: ToolUse | None = None
-    ) -> Writer:
-        """A reply that is not begun yet. Raises DataError if the prompt can't be answered."""
+    def _forward(self, ids: Sequence[int], positions_1n: Tensor, attend: Attend) -> Tensor:
+        """Hidden states [n, w] of the new tokens of a pass."""
+        ids_1n = torch.tensor([ids], device=self._runtime.device)
+        out: Tensor = self.model(ids_1n, attend, positions_1n, self.dtype)
+        return out[0]
+
+    def _step(self, ids_1b: Tensor, positions_1b: Tensor, attend: Attend) -> Tensor:
+        """Scores [b, v] after one token of each text: what is recorded."""
+        return self._scores(self.model(ids_1b, attend, positions_1b, self.dtype)[0])
+
+    def _scores(self, hidden_bw: Tensor) -> Tensor:
+        scores_bv = self.model.logits(hidden_bw).float()
+        # Drawing needs float64, which Apple's GPU doesn't have; memory is shared there, so this is cheap.
+        return scores_bv.cpu() if self._runtime.device.type == "mps" else scores_bv
+
+    @torch.inference_mode()
+    def _draw(self, scores_bv: Tensor, writers: Sequence[Request]) -> list[int]:
+        """The next token of each; here, and only here, the host waits for the device."""
+        ids: list[int] = choose(
+            scores_bv,
+            [request.ids if _looks_back(request.sampling) else () for request in writers],
+            [request.sampling for request in writers],
+            [request.draws[request.written] for request in writers],
+            [request.logit_bias for request in writers],
+        ).tolist()
+        if min(ids) < 0:
+            raise PilgrimError(
+                "the model's scores are not finite, so its weights are spoiled; use an earlier checkpoint"
+            )
+        return ids
+
+    def _take(self, request: Request, token_id: int, scores: TokenScores | None) -> list[Event]:
+        """Appends a drawn token, unless it is the one to stop at, and what has to follow it."""
+        request.ended = token_id in request.stop_ids
+        if request.ended:
+            self._queue.remove(request)
+            return [Event(request, None, scores)]
+        events = [self._append(request, token_id, scores)]
+        if request.follow and not request.over:
+            for forced in request.follow(request.ids):
+                if not request.over:
+                    events.append(self._append(request, forced, None))
+        return events
+
+    def _append(self, request: Request, token_id: int, scores: TokenScores | None) -> Event:
+        """One more token; the request may be over with it."""
+        request.tokens.append(token_id)
+        request.room -= 1
+        request.ended = request.until is not None and request.until(token_id)
+        if request.ended or request.room == 0:
+            self._queue.remove(request)
+        return Event(request, token_id, scores)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of the keys and values."""
+        return self._store.bytes if self._store else 0
+
+    # What it needs -----------------------------------------------------------------------------------
+
+    @property
+    def _queue(self) -> Scheduler:
+        assert self._scheduler is not None, "submit something first"
+        return self._scheduler
+
+    def _request(
+        self, prompt: Sequence[int], sampling: Sampling, stop_ids: Collection[int], index: int
+    ) -> Request:
+        """A request that is not queued yet. Raises DataError if it can't be answered."""
         context, vocabulary = self.config.context, self.config.vocab_size
         if not prompt:
             raise DataError(f"prompt {index}: has no tokens; begin it with <|endoftext|>")
@@ -146,30 +322,68 @@ class Engine:
             raise DataError(
                 f"prompt {index}: the model knows only the ids 0 to {vocabulary - 1}; use its run's tokenizer"
             )
-        draws = replace(self._runtime, seed=sampling.seed).generator("reply", index)
-        return Writer(prompt, index, draws, min(sampling.max_tokens, context - len(prompt)), tools)
+        room = min(sampling.max_tokens, context - len(prompt))
+        generator = replace(self._runtime, seed=sampling.seed).generator("reply", index)
+        draws = (1 - torch.rand(room, generator=generator, dtype=torch.float64)).tolist()  # (0, 1]
+        self._arrivals += 1
+        return Request(list(prompt), len(prompt), room, sampling, stop_ids, draws, self._arrivals)
+
+    def _reserve(self, texts: int, tokens: int) -> None:
+        """Have a cache for so many texts of that length, or as large as was asked for.
+
+        An idle engine gets a larger one if it has to; what the old one held is lost.
+        """
+        size, context = self._block_tokens, self.config.context
+        lane, lanes = -(-tokens // size), texts
+        if self._cache_tokens is not None:
+            lane = -(-context // size)
+            lanes = max(1, self._cache_tokens // (lane * size))
+        lanes = max(lanes, -(-context // (max(lane, 1) * size)))  # room for the longest text at least
+        if self._scheduler is not None:
+            pool = self._scheduler.pool
+            if not self.idle or (pool.lane_blocks >= lane and pool.blocks >= lanes * lane):
+                return
+        self._store = self._scheduler = self._recorder = (
+            None  # first the old one goes, then the new one comes
+        )
+        self._store = PagedCache(
+            self.config, lanes * lane, size, lane, self.dtype, self._runtime.device, self._kernel
+        )
+        self._scheduler = Scheduler(BlockPool(lanes * lane, size, lane), self.rows, self._tokens_per_pass)
+        if self._record:
+            step = compiled(self._step) if self._runtime.compile else self._step
+            self._recorder = Recorder(step, self._store, self.rows, context, cuda_graph)
+
+    # For who keeps places of their own: scoring ------------------------------------------------------
+
+    def cache(self, rows: int, capacity: int) -> RowCache:
+        """An empty cache for `rows` texts of up to `capacity` tokens."""
+        return RowCache(self.config, rows, capacity, self.dtype, self._runtime.device, self._kernel)
 
     @torch.inference_mode()
-    def read(self, cache: KVCache, first: int, tokens: Sequence[Sequence[int]]) -> Tensor:
+    def read(self, cache: RowCache, first: int, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Lets row `first + i` read `tokens[i]`; returns the scores of what follows each, [b, v]."""
         counts = [len(ids) for ids in tokens]
         last_bw = self.hidden(cache, first, tokens)[torch.arange(len(counts)), torch.tensor(counts) - 1]
-        scores_bv = self.model.logits(last_bw).float()
-        # Drawing needs float64, which Apple's GPU doesn't have; memory is shared there, so this is cheap.
-        return scores_bv.cpu() if self._runtime.device.type == "mps" else scores_bv
+        return self._scores(last_bw)
 
     @torch.inference_mode()
-    def hidden(self, cache: KVCache, first: int, tokens: Sequence[Sequence[int]]) -> Tensor:
+    def hidden(self, cache: RowCache, first: int, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Lets row `first + i` read `tokens[i]`; returns hidden states [b, t, w], padded at the right."""
-        positions_bt, attend = cache.extend(first, [len(ids) for ids in tokens])
-        out: Tensor = self.model(self.padded(tokens), attend, positions_bt, self.dtype)
-        return out
+        counts = [len(ids) for ids in tokens]
+        positions_1n, attend = cache.extend(first, counts)
+        hidden_nw = self._forward([i for ids in tokens for i in ids], positions_1n, attend)
+        return pad_sequence(hidden_nw.split(counts), batch_first=True)
 
     @torch.inference_mode()
-    def hidden_alone(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states [b, t, w] of whole texts, padded at the right, without keeping keys and values."""
-        out: Tensor = self.model(self.padded(tokens), causal_attention, dtype=self.dtype)
+    def hidden_at(self, ids_bt: Tensor, positions_bt: Tensor, attend: Attend, wanted_bn: Tensor) -> Tensor:
+        """Hidden states [b, n, w] at the places `wanted_bn` of whole rows; keys and values aren't kept."""
+        out: Tensor = self.model(ids_bt, attend, positions_bt, self.dtype, wanted_bn)
         return out
+
+    @property
+    def device(self) -> torch.device:
+        return self._runtime.device
 
     def padded(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Ids [b, t] on the engine's device. No token looks to its right, so the padding changes nothing."""
@@ -178,82 +392,45 @@ class Engine:
             [[*ids, *[0] * (longest - len(ids))] for ids in tokens], device=self._runtime.device
         )
 
-    def write(
-        self,
-        cache: KVCache,
-        batch: list[Writer],
-        scores_bv: Tensor,
-        sampling: Sampling,
-        stop_ids: Collection[int],
-    ) -> Generator[tuple[Writer, int], None, None]:
-        """Writes the replies of `batch` to their ends; yields each token as it comes, with its writer.
-
-        Writer i owns row i of the cache, and `scores_bv[i]` scores its first token.
-        """
-        active = list(batch)
-        while active:
-            for writer, drawn in zip(active, self._draw(scores_bv, active, sampling), strict=True):
-                token_id = writer.due.popleft() if writer.due else drawn
-                if writer.take(token_id, stop_ids):
-                    yield writer, token_id
-            for row in reversed(range(len(active))):
-                if active[row].over:
-                    cache.drop(row)
-                    active[row] = active[-1]
-                    active.pop()
-            if active:
-                scores_bv = self.read(cache, 0, [writer.ids[-1:] for writer in active])
-
-    def _read_prompts(self, cache: KVCache, batch: Sequence[Writer]) -> Tensor:
-        """Reads prompts, sorted by length, in groups that waste little on padding; the scores [b, v]."""
-        scores, first = [], 0
-        for end in range(1, len(batch) + 1):
-            if end < len(batch) and (end + 1 - first) * len(batch[end].prompt) <= TOKENS_PER_PASS:
-                continue  # the next one still fits in
-            scores.append(self.read(cache, first, [writer.prompt for writer in batch[first:end]]))
-            first = end
-        return torch.cat(scores)
-
-    def _draw(self, scores_bv: Tensor, active: Sequence[Writer], sampling: Sampling) -> list[int]:
-        """The next token of each; only sequences that are still going use up their random numbers."""
-        uniform = [torch.rand((), generator=writer.draws, dtype=torch.float64) for writer in active]
-        draws_b = 1 - torch.stack(uniform).to(scores_bv.device)  # from [0, 1) to (0, 1]
-        ids: list[int] = choose(scores_bv, [writer.ids for writer in active], sampling, draws_b).tolist()
-        return ids
-
 
 class Session:
-    """One conversation. The model reads only what is new since the turn before."""
+    """One conversation: replies as they are drawn, and how the last one ended.
+
+    Whatever the engine's cache still holds of the conversation isn't read again.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.ended = False
         self._engine = engine
-        self._cache = engine.cache(rows=1, capacity=engine.config.context)
-        self._held: list[int] = []  # the ids whose keys and values are in the cache
 
     def stream(
         self, prompt: Sequence[int], sampling: Sampling, stop_ids: Collection[int], index: int = 0
     ) -> Generator[int, None, None]:
-        """The ids of the reply to `prompt`, which is the whole conversation; see `Engine.generate`.
+        """The ids of the reply to `prompt`, which is the whole conversation; see `Engine.submit`.
 
-        Whatever the cache holds of the prompt's beginning is reused. Afterwards `ended` tells whether the
-        reply ended by itself. It can be left off at any point.
+        Afterwards `ended` tells whether the reply ended by itself. It can be left off at any point.
         """
         self.ended = False
-        writer = self._engine.writer(prompt, sampling, index)
-        # At least the last token is read again, because its scores are needed.
-        keep = min(_common_prefix(self._held, prompt), len(prompt) - 1)
-        self._held = self._held[:keep]
-        self._cache.keep_only(keep)
-        scores_bv = self._engine.read(self._cache, 0, [prompt[keep:]])
+        request = self._engine.submit(prompt, sampling, stop_ids, index)
         try:
-            for _, token_id in self._engine.write(self._cache, [writer], scores_bv, sampling, stop_ids):
-                yield token_id
+            told = len(prompt)
+            while True:
+                while told < len(request.tokens):
+                    told += 1
+                    yield request.tokens[told - 1]
+                if request.over:
+                    break
+                self._engine.step()  # others that are at work get on with it, too
         finally:
-            self.ended = writer.ended
-            self._held = [*prompt, *writer.ids[:-1]]  # the last one was drawn, but not read
+            self.ended = request.ended
+            self._engine.cancel(request)
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many ids at the beginning are the same."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def _looks_back(sampling: Sampling) -> bool:
+    """Whether its dials want to know what was written."""
+    return sampling.repetition_penalty > 1 or sampling.dry_multiplier > 0
+
+
+def _enough(enough: Callable[[Sequence[int]], bool], request: Request, token_id: int) -> bool:
+    """Whether the reply is over with this token, which is in it already."""
+    return enough(request.ids)

@@ -23,7 +23,7 @@ from pilgrim.serve.conversation import Continuation, Conversation, Facts, open_c
 from pilgrim.serve.screen import Screen, printable
 
 # What "off" means for those dials that can be off.
-OFF = {"top_k": None, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+OFF = {"top_k": None, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "dry_multiplier": 0.0}
 
 
 def chat(

@@ -14,7 +14,7 @@ from pilgrim.core import runtime as machine
 from pilgrim.core.config import build, load_toml
 from pilgrim.core.console import Console
 from pilgrim.core.errors import PilgrimError
-from pilgrim.core.files import read_json, write_atomic
+from pilgrim.core.files import explained, read_json, write_atomic
 from pilgrim.evals.compare import compare
 from pilgrim.evals.statistics import Z95
 from pilgrim.infer.engine import Engine
@@ -53,18 +53,40 @@ def ask_run(journey: Journey, suite: Suite, items: int, data: str, evaluate: Eva
         engine = load_engine(
             journey.folder / stage, tokenizer, journey.runtime, on_damage=refuse_older(journey, stage)
         )
-        journey.console.stage(suite.name, suite.about)
-        with journey.console.progress(items, "items") as progress:
-            found = evaluate(engine, tokenizer, progress.advance)
-        result = {
-            "stage": stage,
-            "data": data,
-            "dtype": str(engine.dtype).removeprefix("torch."),
-            "context": engine.config.context,
-            **found,
-        }
-        # On one line: with indentation, the answers of all items would be a tall file.
-        write_atomic(journey.stage_folder("evaluate") / suite.file, json.dumps(result) + "\n")
+        return ask(
+            engine,
+            suite,
+            items,
+            {"stage": stage, "data": data},
+            journey.folder,
+            journey.console,
+            lambda done: evaluate(engine, tokenizer, done),
+        )
+
+
+def ask(
+    engine: Engine,
+    suite: Suite,
+    items: int,
+    source: Mapping[str, str],
+    folder: Path,
+    console: Console,
+    evaluate: Callable[[Callable[[int], None]], dict[str, Any]],
+) -> dict[str, Any]:
+    """Ask a model, and write the suite's file below `folder`; `source` says which model, and what data."""
+    console.stage(suite.name, suite.about)
+    with console.progress(items, "items") as progress:
+        found = evaluate(progress.advance)
+    result = {
+        **source,
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "context": engine.config.context,
+        **found,
+    }
+    with explained("made", folder / "evaluate"):
+        (folder / "evaluate").mkdir(parents=True, exist_ok=True)
+    # On one line: with indentation, the answers of all items would be a tall file.
+    write_atomic(folder / "evaluate" / suite.file, json.dumps(result) + "\n")
     return result
 
 

@@ -12,6 +12,7 @@ from pilgrim.core import machine
 from pilgrim.core.files import read_json, write_json_atomic
 from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.core.runtime import Runtime
+from pilgrim.core.watchdog import Watchdog, stacks_file
 from pilgrim.data.loader import Batch, PackedRows, Rows, one_pass
 from pilgrim.data.shards import TokenSet
 from pilgrim.infer.load import load_model
@@ -127,6 +128,8 @@ def train_stage(journey: Journey, plan: Plan) -> dict[str, Any]:
         parts = replace(parts, shares=shares_of_peak(journey.folder, parts.model.config, journey.runtime))
     if processes.count > 1:
         parts.log.event("processes", count=processes.count, parallel=journey.runtime.parallel)
+    watchdog = Watchdog(stacks_file(journey.folder, processes.rank), journey.recipe.runtime.hang_s)
+    parts = replace(parts, watchdog=watchdog)
     state = Loop(parts).run()
     parts.log.event("done", step=state.step)
     return processes.by_first(lambda: _summary(parts, folder, state))

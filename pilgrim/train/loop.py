@@ -28,8 +28,10 @@ from torch.profiler import record_function
 from pilgrim.core.checkpoint import CheckpointStore
 from pilgrim.core.compiling import keep_compiled
 from pilgrim.core.console import Console
+from pilgrim.core.errors import Stopped
 from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.core.runtime import Runtime
+from pilgrim.core.watchdog import UNWATCHED, Watchdog
 from pilgrim.data.loader import Batch, Position, Rows
 from pilgrim.data.prefetch import Prefetch
 from pilgrim.model.transformer import Transformer
@@ -65,6 +67,7 @@ class Parts:
     log: RunLog
     console: Console
     shares: Callable[[float], dict[str, float]] = lambda tokens_per_s: {}  # of the machine's peak
+    watchdog: Watchdog = UNWATCHED
     quietly: Quietly = nullcontext  # around all microbatches but the last (train/parallel.py)
     health: HealthSettings = field(default_factory=HealthSettings)
 
@@ -113,24 +116,26 @@ class Loop:
 
     def run(self) -> State:
         """Train to the end. Raises Diverged if training goes wrong for good, OutOfMemory if memory does not
-        suffice, KeyboardInterrupt if asked to stop.
+        suffice, Stopped if asked to.
         """
         self._resume()
-        self.prepare()
-        with stop_asked() as asked, self.store:
-            stop = Agreed(asked, self.processes)
-            while True:
-                try:
-                    self._train(stop)
-                    break
-                except RollBack as back:
-                    self._roll_back(back.fault)
-            if stop.now():  # asked for during the last evaluation
-                self._stop()
+        with self.parts.watchdog.watching():
+            self.prepare()
+            with stop_asked() as asked, self.store:
+                stop = Agreed(asked, self.processes)
+                while True:
+                    try:
+                        self._train(stop)
+                        break
+                    except RollBack as back:
+                        with self.parts.watchdog.patient():
+                            self._roll_back(back.fault)
+                if stopping := stop.now():  # asked for during the last evaluation
+                    self._stop(stopping)
         self._count_time()
         return self.state
 
-    def _train(self, stop: Callable[[], bool]) -> None:
+    def _train(self, stop: Callable[[], int]) -> None:
         """From where the state stands to the last step. Raises RollBack where the way leads back."""
         parts, settings, state = self.parts, self.parts.settings, self.state
         made = grown_batches(parts.rows, self.phases, state.step, state.position)
@@ -147,21 +152,25 @@ class Loop:
                     batch, state.position = next(stream)
                 state.data_wait_s += stream.waited_s - waited_s
                 self.step(batch)
+                parts.watchdog.alive()
                 stopping = stop()  # read once, so that it can't rise between saving and stopping
                 evaluate = state.step % settings.eval_every == 0 or state.step == self.steps
-                owed = owed or stopping or evaluate or state.step % settings.checkpoint_every == 0
+                owed = owed or stopping > 0 or evaluate or state.step % settings.checkpoint_every == 0
                 if owed or state.step % LOOK_EVERY == 0:
                     progress.advance(len(self.window.rows), **self._look())
                 # Not behind a bad step: weights that may be spoiled must not push good ones out.
-                if save := owed and (state.step != state.fault_step or state.step == self.steps):
-                    self._save()
-                    owed = False
-                if stopping:
-                    self._stop()
-                if evaluate:
-                    self._evaluate_if_due()
-                if save or evaluate:
-                    self.window = Window()  # the clock of training stands still meanwhile
+                save = owed and (state.step != state.fault_step or state.step == self.steps)
+                if not (save or stopping or evaluate):
+                    continue
+                with parts.watchdog.patient():
+                    if save:
+                        self._save()
+                        owed = False
+                    if stopping:
+                        self._stop(stopping)
+                    if evaluate:
+                        self._evaluate_if_due()
+                self.window = Window()  # the clock of training stands still meanwhile
 
     def prepare(self) -> None:
         """Before the first step: find the microbatch, and compile all shapes that will come; say so.
@@ -294,10 +303,10 @@ class Loop:
         parts.log.rewind(found.step)
         self.faults.tell(fault, f"back to step {found.step}, and on with the data behind it")
 
-    def _stop(self) -> None:
+    def _stop(self, signal_number: int) -> None:
         self.store.wait()
         self.parts.log.event("stopped", step=self.state.step)
-        raise KeyboardInterrupt
+        raise Stopped(signal_number)
 
     def _evaluate_if_due(self) -> None:
         """Evaluate at step 0, every `eval_every` steps and at the end, unless that is already on record.

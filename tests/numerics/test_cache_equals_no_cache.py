@@ -76,7 +76,7 @@ def test_scores_are_the_same_in_a_batch_of_unequal_rows(model: Transformer) -> N
 @pytest.mark.parametrize("block", [4, 16])
 def test_windows_may_be_read_in_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long prompts go through windows a block of queries at a time."""
-    monkeypatch.setattr("pilgrim.infer.cache.BLOCK", block)
+    monkeypatch.setattr("pilgrim.infer.paged_attention.QUERIES", block)
     model = Transformer(SHAPES["windows"].config(vocab_size=200))
     initialize(model, torch.Generator().manual_seed(3))
     engine, ids = Engine(model, RUNTIME), random_ids(60, seed=2)

@@ -14,7 +14,7 @@ from pilgrim.cli import app, chat, find_run, guarded
 from pilgrim.core.errors import PilgrimError
 from pilgrim.infer.sampling import Sampling
 
-COMMANDS = ["run", "chat", "eval", "report", "export", "doctor"]
+COMMANDS = ["run", "chat", "eval", "report", "export", "bench", "doctor"]
 
 runner = CliRunner()
 

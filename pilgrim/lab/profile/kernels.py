@@ -233,6 +233,8 @@ PURPOSES = {
     ("pilgrim/optim/muon.py", ""): "Muon's update of the matrices",
     ("pilgrim/optim/adamw.py", ""): "AdamW's update of embedding, head and norms",
     ("pilgrim/infer/cache.py", ""): "The cache of keys and values",
+    ("pilgrim/infer/paged_attention.py", ""): "Attention over the cache",
+    ("pilgrim/infer/paged_kernel.py", ""): "Attention over the cache",
     ("pilgrim/infer/sampling.py", ""): "Drawing the next token",
     ("pilgrim/infer/engine.py", ""): "Writing a reply",
     ("pilgrim/data/loader.py", ""): "Making a batch",

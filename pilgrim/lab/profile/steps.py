@@ -19,10 +19,11 @@ from pilgrim.core.peaks import synchronize
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import batches
 from pilgrim.data.prefetch import Prefetch
-from pilgrim.infer.cache import KVCache
-from pilgrim.infer.engine import Engine, Writer
+from pilgrim.infer.engine import Engine
 from pilgrim.infer.sampling import Sampling
-from pilgrim.model.count import flops_needed, kv_cache_bytes
+from pilgrim.infer.scheduler import Request
+from pilgrim.infer.scheduler import Work as Reading
+from pilgrim.model.count import flops_needed
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.grow import phase_at
 from pilgrim.train.keeping import State
@@ -128,6 +129,9 @@ class TrainingSteps:
         self._gradients |= {p.grad.untyped_storage().data_ptr() for p in parameters if p.grad is not None}
 
 
+REPLIES = 32  # written together
+
+
 class GenerationSteps:
     """Steps of writing: one token for each of many replies, in the middle of them.
 
@@ -138,26 +142,26 @@ class GenerationSteps:
         self, model: Transformer, runtime: Runtime, prompts: Sequence[Sequence[int]], steps: int
     ) -> None:
         """`steps`: how many will be asked for at most. The prompts are repeated up to half the context."""
-        self._engine = _Annotated(model, runtime)
+        context = model.config.context
+        long = max(1, min(context // 2, context - 2 - steps))
+        # In one pass, so that all of them begin to write at the same time.
+        self._engine = _Annotated(model, runtime, rows=REPLIES, tokens_per_pass=REPLIES * long)
         self.model: nn.Module = self._engine.model
         self.rows = self.all_rows = self._engine.rows
         self._runtime = runtime
-        context = model.config.context
-        long = max(1, min(context // 2, context - 2 - steps))
-        repeated = [(list(prompt) * long)[:long] for prompt in prompts]
-        self._prompts = [repeated[i % len(repeated)] for i in range(self.rows)]
-        self._capacity = min(context, long + steps + 1)
+        # Each begins elsewhere: the cache would hold what is alike only once.
+        self._prompts = [(list(prompts[i % len(prompts)]) * 2 * long)[i : i + long] for i in range(REPLIES)]
         self._sampling = Sampling(max_tokens=steps + 1, seed=runtime.seed_for("profile"))
-        self._stream: Any = None
-        self._cache: KVCache | None = None
+        self._requests: list[Request] = []
         self._left = 0
 
     def _begin(self) -> None:
-        writers = [self._engine.writer(p, self._sampling, i) for i, p in enumerate(self._prompts)]
-        self._left = min(writer.room for writer in writers)
-        self._cache = self._engine.cache(self.rows, self._capacity)
-        scores = self._engine.read(self._cache, 0, [w.prompt for w in writers])
-        self._stream = self._engine.write(self._cache, writers, scores, self._sampling, stop_ids=())
+        for request in self._requests:
+            self._engine.cancel(request)
+        submit = self._engine.submit
+        self._requests = [submit(p, self._sampling, index=i) for i, p in enumerate(self._prompts)]
+        self._engine.step()
+        self._left = min(request.room for request in self._requests)
 
     def prepare(self) -> None:
         self._begin()
@@ -169,10 +173,8 @@ class GenerationSteps:
         if self._left == 0:
             self._begin()
         self._left -= 1
-        for _ in range(self.rows):
-            next(self._stream)
-        assert self._cache is not None
-        keys = max(self._cache.lengths) + 1
+        self._engine.step()
+        keys = max(len(request.tokens) for request in self._requests)
         per_token = flops_needed(self._engine.config, 2 * keys - 1).forward
         return Load(self.rows, float(self.rows * per_token), frozenset())
 
@@ -181,8 +183,7 @@ class GenerationSteps:
             synchronize(self._runtime.device)
 
     def held(self) -> Held:
-        cache = self.rows * self._capacity * kv_cache_bytes(self._engine.config, self._engine.dtype)
-        return Held(_bytes(self.model.parameters()), 0, cache)
+        return Held(_bytes(self.model.parameters()), 0, self._engine.cache_bytes)
 
 
 class _Annotated(Engine):
@@ -191,13 +192,13 @@ class _Annotated(Engine):
     Drawing is where the host waits for the device, as it needs the drawn ids to go on: "sync".
     """
 
-    def read(self, cache: KVCache, first: int, tokens: Sequence[Sequence[int]]) -> Tensor:
+    def _pass(self, work: Sequence[Reading]) -> tuple[list[Request], Tensor]:
         with record_function("pilgrim.forward"):
-            return super().read(cache, first, tokens)
+            return super()._pass(work)
 
-    def _draw(self, scores_bv: Tensor, active: Sequence[Writer], sampling: Sampling) -> list[int]:
+    def _draw(self, scores_bv: Tensor, writers: Sequence[Request]) -> list[int]:
         with record_function("pilgrim.sync"):
-            return super()._draw(scores_bv, active, sampling)
+            return super()._draw(scores_bv, writers)
 
 
 def _bytes(tensors: Any) -> int:

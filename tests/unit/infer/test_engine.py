@@ -7,9 +7,9 @@ import torch
 
 from pilgrim.core.errors import DataError
 from pilgrim.core.runtime import Runtime
-from pilgrim.infer.cache import KVCache
 from pilgrim.infer.engine import TOKENS_PER_PASS, Engine, Reply
 from pilgrim.infer.sampling import Sampling
+from pilgrim.model.attention import Attend
 from pilgrim.model.transformer import Transformer
 
 GREEDY = Sampling(temperature=0, max_tokens=20)
@@ -35,9 +35,9 @@ def test_a_reply_does_not_depend_on_the_batch(
     assert engine.generate(PROMPTS[:3], LIVELY, {10}) == engine.generate(PROMPTS, LIVELY, {10})[:3]
 
 
-def test_reading_prompts_in_groups_changes_nothing(model: Transformer, runtime: Runtime) -> None:
+def test_reading_prompts_in_chunks_changes_nothing(model: Transformer, runtime: Runtime) -> None:
     many = [[i % 97, *range(i % 50)] for i in range(400)]
-    assert sum(map(len, many)) > TOKENS_PER_PASS
+    assert sum(map(len, many)) > TOKENS_PER_PASS["cpu"]
     short = LIVELY.model_copy(update={"max_tokens": 3})
     assert Engine(model, runtime, rows=400).generate(many, short, ()) == Engine(model, runtime).generate(
         many, short, ()
@@ -113,19 +113,20 @@ def test_a_session_answers_as_if_it_read_everything(engine: Engine) -> None:
 class CountingEngine(Engine):
     """Notes how many tokens each pass has read."""
 
-    def read(self, cache: KVCache, first: int, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        self.passes = [*getattr(self, "passes", []), sum(map(len, tokens))]
-        return super().read(cache, first, tokens)
+    def _forward(self, ids: Sequence[int], positions_1n: torch.Tensor, attend: Attend) -> torch.Tensor:
+        self.passes = [*getattr(self, "passes", []), len(ids)]
+        return super()._forward(ids, positions_1n, attend)
 
 
-def test_a_session_reads_only_what_is_new(model: Transformer, runtime: Runtime) -> None:
-    engine = CountingEngine(model, runtime)
+def test_what_the_cache_holds_is_not_read_again(model: Transformer, runtime: Runtime) -> None:
+    engine = CountingEngine(model, runtime, block_tokens=4)
     session = engine.session()
     reply = list(session.stream(list(range(30)), GREEDY, ()))
     assert engine.passes == [30, *[1] * 19]
     engine.passes.clear()
     list(session.stream([*range(30), *reply, 3, 4], GREEDY.model_copy(update={"max_tokens": 1}), ()))
-    assert engine.passes == [3]  # the last token of the reply was drawn, but not read yet
+    # The last token of the reply was drawn, but not read yet, so 49 are held: 12 full blocks.
+    assert engine.passes == [52 - 48]
 
 
 def test_a_session_goes_on_after_a_reply_was_left_off(engine: Engine) -> None:

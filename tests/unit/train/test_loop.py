@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from pilgrim.core.checkpoint import CheckpointStore
-from pilgrim.core.errors import ChangedRecipe, CheckpointError
+from pilgrim.core.errors import ChangedRecipe, CheckpointError, Stopped
 from pilgrim.core.files import read_json
 from pilgrim.core.runlog import read_rows
 from pilgrim.data.loader import Batch, Position, Rows
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim import schedule
+from pilgrim.train import stopping
 from pilgrim.train.faults import NonFiniteLoss
 from pilgrim.train.health import HealthSettings
 from pilgrim.train.keeping import State
@@ -293,7 +294,11 @@ def test_a_signal_during_an_evaluation_is_heard(
     assert same(parts.folder, reference)
 
 
-def test_the_second_signal_ends_at_once(make_parts: MakeParts, reference: Path) -> None:
+def test_the_second_signal_ends_at_once(
+    make_parts: MakeParts, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "ONE_WAVE_S", 0.0)
+
     def twice() -> None:
         ask_to_stop()()
         ask_to_stop()()
@@ -307,6 +312,22 @@ def test_the_second_signal_ends_at_once(make_parts: MakeParts, reference: Path) 
     assert same(parts.folder, reference)
 
 
+def test_two_signals_of_one_wave_count_as_one(make_parts: MakeParts, reference: Path) -> None:
+    """A machine that shuts down tells every process, and a launcher tells those that it has started."""
+
+    def twice() -> None:
+        ask_to_stop(signal.SIGTERM)()
+        ask_to_stop(signal.SIGTERM)()
+
+    parts = make_parts("a", losses=in_step(2, twice))
+    with pytest.raises(Stopped) as stopped:
+        Loop(parts).run()
+    assert stopped.value.signal_number == signal.SIGTERM
+    assert CheckpointStore(parts.folder / "checkpoints").steps() == [2]
+    Loop(make_parts("a")).run()
+    assert same(parts.folder, reference)
+
+
 def test_handlers_are_put_back() -> None:
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(ZeroDivisionError), stop_asked() as stop:
@@ -316,8 +337,7 @@ def test_handlers_are_put_back() -> None:
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
     with stop_asked() as stop:
         ask_to_stop(signal.SIGTERM)()
-        assert stop()
-        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+        assert stop() == signal.SIGTERM
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 

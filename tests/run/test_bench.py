@@ -1,0 +1,36 @@
+"""`pilgrim bench infer` on a tiny run: every number is there, and the arithmetic is honest."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pilgrim.core.files import read_json
+from pilgrim.model.config import ModelSettings
+from pilgrim.model.count import kv_cache_bytes, parameters
+from pilgrim.stages import bench
+
+
+def test_a_run_is_measured(run: Path, pilgrim: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "BATCHES", (1, 3))
+    result = pilgrim("bench", "infer", run, "--tokens", 2, "--rounds", 1, "--prompt", 5)
+    assert result.exit_code == 0, result.output
+    rows = read_json(run / "bench" / "infer.json")
+    assert [row["texts"] for row in rows] == [1, 3]
+    for row in rows:
+        times = [*row["ours"].values(), *row["theirs"].values(), row["bandwidth_share"]]
+        assert all(math.isfinite(time) and time > 0 for time in times)
+        assert row["cache_bytes"] > 0
+
+
+def test_what_must_be_read_is_counted() -> None:
+    plain = ModelSettings(depth=4, width=64, context=512).config(vocab_size=300)
+    matrices = parameters(plain).matrices + 300 * 64
+    cache = kv_cache_bytes(plain, torch.bfloat16)
+    assert bench.bytes_per_step(plain, torch.bfloat16, 3, 200) == 2 * matrices + 3 * 200 * cache
+    windowed = ModelSettings(depth=4, width=64, context=512, window=50).config(vocab_size=300)
+    seen = (3 * 50 + 200) / (4 * 200)
+    assert bench.bytes_per_step(windowed, torch.bfloat16, 3, 200) == 2 * matrices + 3 * 200 * cache * seen
