@@ -48,6 +48,11 @@ def read_manifest(folder: Path, step: int) -> dict[str, Fingerprint]:
     """The files that a step consists of. Raises CheckpointError if its manifest is damaged or another's."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
+        if manifest["format"] == 1 and "sha256" not in manifest:
+            raise PilgrimError(
+                f"{folder} was written by an earlier version of pilgrim, whose checkpoints this one does not "
+                "read; use that version, or give the run another name and train again"
+            )
         content = {key: manifest[key] for key in ("format", "step", "files")}
         digest = manifest["sha256"]
         files = {

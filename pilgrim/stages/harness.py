@@ -34,10 +34,10 @@ def evaluate_with_harness(
     """
     console = console or Console()
     model = lm_class()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # else it tells of every attempt
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # else it tells of every attempt
     manager = TaskManager()
     for task in tasks:
         if task not in manager.all_tasks:
@@ -48,7 +48,7 @@ def evaluate_with_harness(
         found = simple_evaluate(
             model(answers), tasks=list(tasks), limit=limit, task_manager=manager, log_samples=False
         )
-    except (OSError, RuntimeError) as error:  # as datasets and huggingface_hub raise without a network
+    except OSError as error:  # ConnectionError and DatasetNotFoundError are such
         reason = str(error).splitlines()[0][:200]
         raise DataError(
             f"the harness could not fetch the data of {', '.join(tasks)} ({reason}); it needs the network, "

@@ -25,6 +25,8 @@ from pilgrim.core.files import read_json
 from pilgrim.core.processes import Processes, joined
 from pilgrim.core.runlog import read_rows
 from pilgrim.core.runtime import Runtime
+from pilgrim.stages.chat import evaluate_chat
+from pilgrim.stages.core import evaluate_core
 from pilgrim.stages.journey import run_journey
 from pilgrim.stages.profile import profile_stage
 from pilgrim.train.stopping import Agreed
@@ -51,6 +53,8 @@ SETTINGS = [
     "sft.eval_every=50",
     "sft.checkpoint_every=50",
     "eval.sample_tokens=3",
+    'eval.watch=["lambada_openai"]',
+    "eval.watch_items=5",
 ]
 TOLERANCE = 1e-6  # relative, over all of these steps
 TIMEOUT_S = 300
@@ -92,12 +96,19 @@ def of_two(processes: Processes, recipe: Path, runs: Path) -> None:
     processes.by_first(lambda: forget_the_end(runs / "one", runs / "one-then-two"))
     walk(recipe, runs, "one-then-two")
     agreements(processes, runs)
+    questions(runs / "zero")
 
 
 def of_three(processes: Processes, recipe: Path, runs: Path) -> None:
     walk(recipe, runs, "three", until="sft")
     again(processes, recipe, runs, "three")
     walk(recipe, runs, "three-fsdp", "runtime.parallel=fsdp", "pretrain.steps=8")
+
+
+def questions(run: Path) -> None:
+    """Some of CORE's tasks and of the chat suite's, with answers that are scored, written, and run."""
+    evaluate_core(run, limit=3, console=Console(quiet=True))
+    evaluate_chat(run, limit=3, console=Console(quiet=True))
 
 
 def again(processes: Processes, recipe: Path, runs: Path, name: str, *settings: str) -> None:
@@ -272,6 +283,28 @@ def test_samples_are_all_written_once(runs: Path) -> None:
         asked = [(row["step"], row["prompt"]) for row in rows(runs / "one", stage, "samples")]
         for name in ("zero", "three"):
             assert [(row["step"], row["prompt"]) for row in rows(runs / name, stage, "samples")] == asked
+
+
+def test_questions_are_answered_alike(runs: Path, tmp_path: Path) -> None:
+    """By two processes, which divide them, and by one; five of lambada's while it trains, by three, too."""
+    alone = shutil.copytree(runs / "zero", tmp_path / "zero")
+    questions(alone)
+    for file in ("core.json", "chat.json"):
+        two, one = (read_json(run / "evaluate" / file) for run in (runs / "zero", alone))
+        assert two["tasks"].keys() == one["tasks"].keys() and len(one["tasks"]) > 5
+        for name, task in one["tasks"].items():
+            scores, scores_of_two = (
+                task.pop("mean_log_probs", []),
+                two["tasks"][name].pop("mean_log_probs", []),
+            )
+            assert two["tasks"][name] == task
+            for mine, theirs in zip(scores, scores_of_two, strict=True):
+                assert mine == pytest.approx(theirs, abs=2e-5)  # they are rounded to six places
+    for stage in STAGES:
+        watched = [
+            [row["watch"] for row in rows(runs / run, stage, "evals")] for run in ("one", "zero", "three")
+        ]
+        assert watched[0] == watched[1] == watched[2]
 
 
 def test_a_profile_sees_what_processes_say_to_each_other(runs: Path) -> None:

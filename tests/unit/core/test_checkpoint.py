@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -172,6 +173,17 @@ def test_a_damaged_step_is_told_and_the_one_before_is_used(
     assert "step_000002" in complaints[0] and complaints[0].endswith("; the one before is tried")
     with pytest.raises(CheckpointError, match="step_000002"):
         store.load(2)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_no_damage(tmp_path: Path) -> None:
+    """Nobody should be told to remove it."""
+    store = CheckpointStore(tmp_path)
+    folder = store.save(1, tensors(1), state(1))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
+    with pytest.raises(PilgrimError, match="step_000001 was written by an earlier version of pilgrim"):
+        store.load_latest(pytest.fail)
 
 
 def test_every_bit_of_the_manifest_counts_or_changes_nothing(tmp_path: Path) -> None:

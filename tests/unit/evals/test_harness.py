@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from pilgrim.core.errors import DataError, PilgrimError, SettingsError
+from pilgrim.core.files import read_json
 from pilgrim.core.runtime import Runtime
 from pilgrim.evals.core import read_exams
 from pilgrim.evals.harness import Answers, lm_class, open_model
+from pilgrim.export.huggingface import export_weights
 from pilgrim.infer.engine import Engine
 from pilgrim.model.attention import causal_attention
 from pilgrim.model.config import ModelSettings
 from pilgrim.model.transformer import Transformer
-from pilgrim.stages.harness import table
+from pilgrim.stages.harness import evaluate_with_harness, table
 from pilgrim.text.tokenizer import Tokenizer, train_tokenizer
 
 CONTEXT = 96
@@ -198,3 +200,34 @@ def wider(engine: Engine) -> Transformer:
     made = Transformer(engine.config.model_copy(update={"context": 1024}))
     made.load_weights(engine.model.weights())
     return made
+
+
+@installed
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_writes_what_the_harness_found(
+    bench: ModuleType,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a data set that comes from here and not from the network."""
+    import datasets
+
+    (exam,) = [exam for exam in read_exams() if exam.task.name == "piqa"]
+    documents = datasets.Dataset.from_list([bench.piqa(item) for item in exam.items[:5]])
+    monkeypatch.setattr(datasets, "load_dataset", lambda **_: {"validation": documents, "train": documents})
+    export_weights(model.weights(), model.config, tokenizer, tmp_path / "hf")
+    evaluate_with_harness(tmp_path / "out", tmp_path / "hf", ["piqa"], limit=4)
+    found = read_json(tmp_path / "out" / "evaluate" / "harness.json")
+    assert set(found["tasks"]["piqa"]) >= {"acc,none", "acc_norm,none"} and found["shots"] == {"piqa": 0}
+    with pytest.raises(DataError, match="the harness has no such task"):
+        evaluate_with_harness(tmp_path / "out", tmp_path / "hf", ["nothere"])
+
+    def unreachable(**_: Any) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(DataError, match=r"could not fetch the data of piqa \(no network\)"):
+        evaluate_with_harness(tmp_path / "out", tmp_path / "hf", ["piqa"])
