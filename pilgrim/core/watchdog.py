@@ -28,7 +28,7 @@ from typing import IO
 
 LONG_S = 3600.0  # for what takes long and is no step: compiling, saving, evaluating
 REARM_S = 1.0  # steps that follow one another faster don't reset the timer each
-STOP_S = 25.0  # for a stop, before the stacks are written; torchrun kills after 30 s unless told otherwise
+STOP_S = 25.0  # for a stop, before the stacks are written; torchrun may kill after 30 s
 
 
 def stacks_file(run: Path, rank: int) -> Path:

@@ -2,8 +2,8 @@
 
 `torchrun` is a command around torch.distributed.launcher. It finds a free port at which the ranks can meet,
 tells each who it is, starts them, and watches. As soon as one ends badly it asks the others to stop
-(SIGTERM), and kills those that are still there a minute later. All of that is torch's; here are the
-settings:
+(SIGTERM), and kills those that are still there half a minute later. When torchrun itself is asked to stop,
+it asks all of them, and we have it wait longer. All of that is torch's; here are the settings:
 
 - a rank's stderr goes to a file, rank 0's to the console too, and only rank 0 writes to standard output;
 - nothing is restarted within the job (max_restarts=0). On gloo a restarted group met the leftovers of the one
@@ -37,7 +37,7 @@ from pilgrim.stages.recipe import TRAINED, Recipe, load_recipe
 
 # What torch says on stderr of a rank that ended; the supervisor says it better.
 TALKATIVE = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
-STOP_S = 60  # from SIGTERM to SIGKILL; a rank has saved its checkpoint by then, or hangs
+STOP_S = 60  # from a stop that was asked for to SIGKILL; a rank has saved its checkpoint by then, or hangs
 
 
 class Logs(LogsSpecs):

@@ -174,12 +174,15 @@ def test_a_hung_collective_ends_the_job_and_leaves_stacks(recipe: Path, tmp_path
     """Rank 1 is frozen, so rank 0 waits for it for ever."""
     run = tmp_path / "runs" / "tiny"
     arguments = ["runtime.hang_s=2", "--processes", "2", "--tries", "1"]
-    with start(recipe, tmp_path, *arguments, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1") as process:
+    stacks = run / "logs" / "rank-0.stacks.txt"
+    with start(recipe, tmp_path, *arguments) as process:
         wait(process, rows(run / "pretrain" / "metrics.jsonl", 10))
-        os.kill(ranks_of(process)[1], signal.SIGSTOP)
+        frozen = ranks_of(process)[1]
+        os.kill(frozen, signal.SIGSTOP)
+        wait(process, rows(stacks, 1))
+        os.kill(frozen, signal.SIGCONT)  # else torchrun waits half a minute before it kills
         _, complaint = process.communicate()
     assert process.returncode == 1, complaint
-    stacks = run / "logs" / "rank-0.stacks.txt"
     assert "rank 0 stood still for longer than runtime.hang_s allows; where it stood: " in complaint
     assert stacks.read_text().startswith("Timeout (0:00:02)!\n")
     assert read_rows(run / "events.jsonl")[-1]["kind"] == "gave_up"
