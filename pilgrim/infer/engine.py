@@ -42,7 +42,7 @@ from pilgrim.infer.tools import ToolUse
 from pilgrim.model.attention import Attend, causal_attention
 from pilgrim.model.transformer import Transformer
 
-BLOCK_TOKENS = 16  # few, so that little of a beginning is read again; a GPU's kernel has its own
+BLOCK_TOKENS = 8  # few, so that little of a beginning is read again; a GPU's kernel has its own
 # A pass reads so many tokens at most: enough to keep a machine busy, few enough for others not to wait long.
 TOKENS_PER_PASS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
 
