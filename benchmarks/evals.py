@@ -2,10 +2,10 @@
 
 The plain scorer is what one writes first: for each option of each question a pass over the whole row, logits
 at all its places, cross-entropy. Ours (pilgrim/evals/scoring.py) reads once what options have in common, rows
-of similar length together, and has logits only where something is scored. Both score the same rows with the
-same random weights, in fp32. Times are processor seconds of one thread, so that other programs at work
-disturb them little. Prints the ratio by task and over all, and the largest difference of a row's mean
-log-probability.
+of similar length together, and has last block and logits only where something is scored. Both score the
+same rows with the same random weights, in the same number format. Times are processor seconds of one thread,
+so that other programs at work disturb them little. Prints the ratio by task and over all, and the largest
+difference of a row's mean log-probability.
 
 How much is won depends on the shape. The network is the pocket model's, but context and vocabulary are,
 unless told otherwise, nearer to a grown model's. `--context 512 --vocabulary 4096` is the pocket model
@@ -36,14 +36,16 @@ from pilgrim.text.tokenizer import train_tokenizer
 
 T = TypeVar("T")
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TEXT = ("assets:text/train.jsonl.zst", "assets:text/classics.jsonl.zst")  # for the tokenizer
 
 
 @torch.inference_mode()
-def plainly(model: Transformer, row: Row) -> Score:
+def plainly(engine: Engine, row: Row) -> Score:
     """One row, from beginning to end."""
+    model = engine.model
     ids_1t = torch.tensor([row.ids])
-    logits_tv = model.logits(model(ids_1t, causal_attention))[0, :-1].float()
+    logits_tv = model.logits(model(ids_1t, causal_attention, dtype=engine.dtype))[0, :-1].float()
     nats_t = -F.cross_entropy(logits_tv, ids_1t[0, 1:], reduction="none")
     hits_t = logits_tv.argmax(-1) == ids_1t[0, 1:]
     scored = slice(row.start - 1, None)
@@ -66,9 +68,10 @@ def main() -> None:
     parser.add_argument(
         "--vocabulary", type=int, default=16384, help="tokens that a plain scorer has logits of"
     )
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="number format of both scorers")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    runtime = Runtime(torch.device("cpu"), torch.float32, compile=False, seed=1)
+    runtime = Runtime(torch.device("cpu"), DTYPES[arguments.dtype], compile=False, seed=1)
     tokenizer = train_tokenizer((d.text for d in read_documents(TEXT)), arguments.vocabulary)
     settings = ModelSettings(depth=3, width=256, context=arguments.context)
     model = Transformer(settings.config(tokenizer.vocab_size))
@@ -78,14 +81,14 @@ def main() -> None:
             if not parameter.any():
                 parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=runtime.generator("not zero"))
     engine = Engine(model, runtime)
-    engine.hidden_alone([[0] * 512])  # the first pass sets things up
+    score(engine, [[Row((0,) * 512, 1)]])  # the first pass sets things up
     total_ours_s = total_plain_s = worst = 0.0
     same = rows = 0
     print(f"{'task':32} {'rows':>5} {'plain':>8} {'ours':>8}  ratio")
     for exam in read_exams(limit=arguments.items):
         asked = [exam.question(place, tokenizer, arguments.context).rows for place in exam.places]
         ours_s, ours = timed(lambda asked=asked: score(engine, asked))  # type: ignore[misc]
-        plain_s, plain = timed(lambda asked=asked: [[plainly(model, row) for row in q] for q in asked])  # type: ignore[misc]
+        plain_s, plain = timed(lambda asked=asked: [[plainly(engine, row) for row in q] for q in asked])  # type: ignore[misc]
         total_ours_s, total_plain_s = total_ours_s + ours_s, total_plain_s + plain_s
         count = sum(map(len, asked))
         rows += count

@@ -37,6 +37,8 @@ CHECKS = {
     "step-d12-switches": [*STEP, "--preset", "d12", "--switches"],
     "step-d20": [*STEP, "--preset", "d20"],
     "step-d20-switches": [*STEP, "--preset", "d20", "--switches"],
+    "checkpoint": [PYTHON, "benchmarks/checkpoint.py", "d12", "d20"],
+    "resume": [PYTHON, "benchmarks/bitwise_resume.py", "recipes/pocket.toml"],
     "run-pocket": [*PILGRIM, "run", "recipes/pocket.toml", "name=gpu-check-pocket"],
     "run-d12": [
         *[*PILGRIM, "run", "recipes/d12.toml", "--until", "pretrain"],

@@ -5,7 +5,12 @@
 
 That keeps `pilgrim --help` instant: importing torch alone takes seconds. Every command is wrapped in
 `guarded`, which turns what a person can mend (a PilgrimError) into one sentence and exit code 2, and Ctrl-C
-into exit code 130 with the command that goes on. Anything else is a bug of ours and keeps its traceback.
+into exit code 130 (SIGTERM: 143) with the command that goes on. Anything else is a bug of ours and keeps its
+traceback.
+
+`pilgrim run` is two things. Called by a person it is a supervisor, which starts the processes that do the
+work and starts them again when they fall (pilgrim/launch). They call the same command, and find in their
+environment that they are the ones to work.
 """
 
 import difflib
@@ -21,7 +26,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, ParamSpec
 
 import typer
 
-from pilgrim.core.errors import PilgrimError
+from pilgrim.core.errors import PilgrimError, ToldElsewhere
+from pilgrim.launch.verdict import code_of
+from pilgrim.launch.worker import is_rank, speaks, working
 
 if TYPE_CHECKING:
     from pilgrim.core.runtime import Fact
@@ -70,11 +77,13 @@ def guarded(after_stop: str = "start it again with") -> Callable[[Callable[P, No
             try:
                 command(*args, **kwargs)
             except PilgrimError as error:
-                _complain(str(error))
-                raise typer.Exit(2) from None
-            except KeyboardInterrupt:
-                _complain(f"stopped; {after_stop}: {_this_command()}")
-                raise typer.Exit(130) from None
+                if not isinstance(error, ToldElsewhere):
+                    _complain(str(error))
+                raise typer.Exit(code_of(error)) from None
+            except KeyboardInterrupt as stop:
+                if speaks():
+                    _complain(f"stopped; {after_stop}: {_this_command()}")
+                raise typer.Exit(code_of(stop)) from None
 
         return wrapped
 
@@ -209,6 +218,16 @@ def run(
             help="Go on with a half-finished run although it was started with other settings.",
         ),
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Processes; left out: one for each GPU, or just one."),
+    ] = None,
+    tries: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="Give up after N crashes in a row without a new checkpoint in between."
+        ),
+    ] = 3,
 ) -> None:
     """Walk through a recipe: from raw text to a model that chats.
 
@@ -216,11 +235,32 @@ def run(
     runs/NAME and is done when DONE.json stands in it.
 
     Stop it whenever you like (Ctrl-C, or worse): the same command goes on where it was, and ends with the
-    same model to the bit.
-    """
-    from pilgrim.stages.journey import run_journey
+    same model to the bit. After a crash it starts again by itself.
 
-    run_journey(recipe, overrides or [], only=only, until=until, accept_changes=accept_changes)
+    Exit codes: 0 done; 1 crashed, and given up; 2 something is for you to mend; 130 stopped by Ctrl-C, or 143
+    by SIGTERM, after a step, with a checkpoint. A second Ctrl-C, a second later or more, stops at once.
+    """
+    if is_rank():
+        from pilgrim.stages.journey import run_journey
+
+        with working():
+            run_journey(recipe, overrides or [], only=only, until=until, accept_changes=accept_changes)
+        return
+    from pilgrim.core.config import apply_overrides, load_toml
+    from pilgrim.launch.count import how_many
+    from pilgrim.launch.supervisor import Job, supervise
+
+    tree = apply_overrides(load_toml(recipe), overrides or [])
+    stages = [("--only", only), ("--until", until)]
+    arguments = ["run", str(recipe), *(overrides or [])]
+    arguments += [word for option, stage in stages if stage is not None for word in (option, stage)]
+    arguments += ["--accept-changes"] if accept_changes else []
+    job = Job(arguments, how_many(processes, tree), RUNS / str(tree.get("name")))
+    code = supervise(job, tries, say=_complain)
+    if code > 128:
+        _complain(f"stopped; the last checkpoint is kept; go on with: {_this_command()}")
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command(
@@ -293,12 +333,19 @@ def chat(
         ("pilgrim eval pocket --suite chat", "what does the chatbot know, compute, obey?"),
         ("pilgrim eval pocket --suite evals/mine.toml", "questions of your own"),
         ("pilgrim eval try2 --suite core --compare pocket", "is it better than pocket, item by item?"),
+        ("pilgrim eval --hf Qwen3-0.6B-Base --context 2048", "CORE's tasks with a public model"),
+        ("pilgrim eval pocket --harness arc_easy,piqa", "tasks of EleutherAI's harness"),
         ("pilgrim eval pocket --text letters.txt --text wiki.jsonl.zst", "bits per byte of any text"),
     ),
 )
 @guarded()
 def eval_command(
-    run: RunArgument,
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN]", help="A run: its name below runs/, such as pocket, or its path. Or give --hf."
+        ),
+    ] = None,
     suite: Annotated[
         str,
         typer.Option(
@@ -328,6 +375,24 @@ def eval_command(
         str | None,
         typer.Option(metavar="OTHER", help="A run that was evaluated before: how do the two differ?"),
     ] = None,
+    hf: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Instead of a run: a Hugging Face folder of a Qwen3 model."),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="With --hf: use no more tokens than this. Left out: all it was made for."
+        ),
+    ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASKS",
+            help="Tasks of EleutherAI's harness instead of a suite, such as arc_easy,piqa; needs "
+            "pilgrim[harness], and the network for their data.",
+        ),
+    ] = None,
     contamination: Annotated[
         bool,
         typer.Option(
@@ -352,17 +417,32 @@ def eval_command(
     chat: knowledge, arithmetic with a calculator, programs that are run in a sandbox, instructions, spelling,
     asked as a user would ask.
 
-    Every accuracy has its standard error. The results are in RUN/evaluate/.
+    Every accuracy has its standard error. The results are in RUN/evaluate/; with --hf, whose suites are core
+    and chat, in runs/hf-NAME/evaluate/.
 
     --text: bits per byte of files of yours, by file and source, which can be compared between tokenizers.
     """
-    folder = find_run(run)
-    other = find_run(compare) if compare is not None else None
+    folder = _measured(run, hf, context)
+    if harness is not None:
+        from pilgrim.stages.harness import evaluate_with_harness
+
+        if suite != "all" or data is not None or fetch or compare is not None or text:
+            raise PilgrimError(
+                "--harness has prompts, data and judgement of its own, and goes with --items alone; "
+                "leave the other options out, or call twice"
+            )
+
+        evaluate_with_harness(folder, hf, harness.split(","), items, context)
+        return
+    other = _evaluated(compare) if compare is not None else None
     from pilgrim.evals.fetch import fetch_bundle
     from pilgrim.stages import answers, bits, chat, core
     from pilgrim.stages.evaluate import evaluate_run
+    from pilgrim.stages.folder import evaluate_folder
 
     if text:
+        if hf is not None:
+            raise PilgrimError("--text needs a run; with --hf there are the suites core and chat")
         if suite != "all" or items is not None or data is not None or fetch or other is not None:
             raise PilgrimError(
                 "--text measures bits per byte and nothing else; leave the other options out, or call twice"
@@ -370,6 +450,10 @@ def eval_command(
         bits.evaluate_text(folder, text)
         return
     asked = ["behaviour", "core", "chat"] if suite == "all" else [suite]
+    if hf is not None:
+        asked = ["core"] if suite == "all" else asked
+        if asked[0] not in ("core", "chat"):
+            raise PilgrimError(f"--suite {suite} needs a run; with --hf there are core and chat")
     if fetch and "core" not in asked:
         raise PilgrimError(
             f"--fetch is about CORE's tasks, and --suite {suite} has none of them; leave it out"
@@ -395,7 +479,9 @@ def eval_command(
     if "behaviour" in asked:
         evaluate_run(folder)
     for one in suites:
-        if one is core.CORE:
+        if hf is not None:
+            evaluate_folder(hf, folder, one, data, items, context)
+        elif one is core.CORE:
             core.evaluate_core(folder, data, items, contamination=contamination)
         elif one is chat.CHAT:
             chat.evaluate_chat(folder, data if "core" not in asked else None, items)
@@ -404,6 +490,25 @@ def eval_command(
     if other is not None:
         for one in suites:
             answers.compare_runs(folder, other, one)
+
+
+def _measured(run: str | None, hf: Path | None, context: int | None) -> Path:
+    """Where the results go: the run's folder, or one for a Hugging Face folder's model."""
+    if run is not None and hf is not None:
+        raise PilgrimError(f"{run} and --hf {hf} are two models; leave one of them out")
+    if hf is not None:
+        return RUNS / f"hf-{hf.resolve().name}"
+    if run is None:
+        raise PilgrimError("nothing to measure: give a run, such as pocket, or --hf FOLDER")
+    if context is not None:
+        raise PilgrimError("--context is for --hf; a run has the context that it was trained with")
+    return find_run(run)
+
+
+def _evaluated(name: str) -> Path:
+    """What a person compares with: a run, or an earlier `--hf`, whose results are in runs/hf-NAME."""
+    folder = RUNS / name
+    return folder if name.startswith("hf-") and (folder / "evaluate").is_dir() else find_run(name)
 
 
 @app.command(epilog=examples("Example", ("pilgrim report pocket", "writes runs/pocket/report.html")))
@@ -483,12 +588,15 @@ def profile(
     # What torch's own tracing says about itself on stderr; it is read when torch is imported.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from pilgrim.core.processes import here
     from pilgrim.lab.profile.page import summary, write_page
     from pilgrim.stages.profile import profile_stage
 
     findings, folder = profile_stage(
         recipe, overrides or [], stage=stage, steps=steps, warmup=warmup, out=out, runs=RUNS
     )
+    if not here().first:  # of several processes, one tells
+        return
     typer.echo(summary(findings))
     typer.echo("\n".join(["", *findings.notes, f"wrote {write_page(findings, folder)}"]))
 

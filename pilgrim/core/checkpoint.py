@@ -1,13 +1,20 @@
 """Checkpoints: a step is on the disk whole and verified, or it is not there.
 
-A step is a folder: one safetensors file for each group of tensors ("model", "optimizer"), `state.json` for
+A step is a folder: safetensors files for each group of tensors ("model", "optimizer"), `state.json` for
 everything else, and `manifest.json` with the size and SHA-256 of each of those files. It is written under
 a temporary name, flushed to the disk, and renamed to `step_000500` in one go; only then does `LATEST` name
 it, and only then are older steps removed. Wherever the writer is killed, the steps that were whole
 stay so.
 
-Reading trusts nothing: `load_latest` checks every file against the manifest, goes from the newest step to
-the oldest, tells of each damaged one and takes the first that is whole. `LATEST` is for people and scripts.
+Saving is asynchronous: `begin` copies what is to be saved, which takes as long as the copy does, and all the
+rest happens in the background (core/checkpoint_write.py); `wait` returns when it is durable, and is where an
+error comes up. One save at a time: the next one waits for the last. Of several processes, all call every
+method that writes or loads, at the same point; each writes and verifies its share of the files, and all go on
+or none.
+
+Reading trusts nothing (core/checkpoint_read.py): `load_latest` checks every file against the manifest, goes
+from the newest step to the oldest, tells of each damaged one and takes the first that is whole. `LATEST` is
+for people and scripts.
 
     checkpoints/
       LATEST               step_000500
@@ -17,28 +24,43 @@ the oldest, tells of each damaged one and takes the first that is whole. `LATEST
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor
 
+from pilgrim.core.checkpoint_read import (
+    MANIFEST,
+    STATE,
+    StoredTensors,
+    manifest_of,
+    read_manifest,
+    stem_of,
+    verify,
+)
 from pilgrim.core.errors import CheckpointError, PilgrimError
-from pilgrim.core.files import explain, explained, sha256_file, sync_file, sync_folder, write_atomic
+from pilgrim.core.fence import Fence
+from pilgrim.core.files import explain, explained, sync_folder, write_atomic
+from pilgrim.core.processes import ALONE, Processes
+from pilgrim.core.tensorfile import Fingerprint, write_bytes
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-STATE = "state.json"
+if TYPE_CHECKING:  # who only reads a checkpoint does not wait for torch.distributed.checkpoint
+    import torch.distributed as dist
+
+    from pilgrim.core.checkpoint_write import Background
+
+T = TypeVar("T")
 LATEST = "LATEST"
 BEST = "BEST"
 TEMPORARY = ".tmp-"
+LAST_SAVE_S = 30.0  # how long an error waits for the step that is just being saved
+TALK_S = 30 * 60  # how long processes wait for one another: a slow disk is no reason to give up
 
 
 @dataclass(frozen=True)
@@ -47,56 +69,118 @@ class Checkpoint:
 
     step: int
     folder: Path
-    tensors: dict[str, dict[str, Tensor]]
+    tensors: dict[str, StoredTensors]
     state: dict[str, Any]
 
 
 class CheckpointStore:
-    """The steps in one folder. One process may write; any number may read meanwhile."""
+    """The steps in one folder. One run may write; any number of processes may read meanwhile."""
 
-    def __init__(self, folder: Path, keep_last: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep_last: int = 2,
+        processes: Processes = ALONE,
+        fence: Fence | None = None,
+    ) -> None:
         if keep_last < 1:
             raise ValueError("keep_last must be at least 1")
         self.folder = folder
         self.keep_last = keep_last
+        self._processes, self._fence = processes, fence
+        self._saving: int | None = None  # the step that is being saved
 
-    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
-        """Writes a step durably and returns its folder; then keeps the last few steps and the best.
+    # Writing ------------------------------------------------------------------------------------------
+
+    def begin(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Copies what a step consists of, and goes on writing it in the background; `wait` makes it durable.
 
         `tensors` are file stem -> name -> tensor of any shape, dtype and device; `state` is what JSON
-        holds exactly (its floats come back to the bit). A step that is already there is replaced, and
-        later steps are dropped: a run that saves step 300 has gone back behind them.
+        holds exactly (its floats come back to the bit). Of several processes, each passes what it has: a
+        tensor that several have under one name must be the same in all. A step that is already there is
+        replaced, and later steps are dropped: a run that saves step 300 has gone back behind them.
 
-        Raises PilgrimError when the disk is full or writing is not allowed; the steps that were there
-        stay as they were.
+        Raises what `wait` does, of the save before.
         """
-        final = self._path(step)
-        temporary = final.with_name(TEMPORARY + final.name)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
-            _write_step(temporary, step, tensors, state)
-            if final.exists():
-                self._set_aside(final)
-            temporary.rename(final)
-            sync_folder(self.folder)
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            why = f"{explain(error, final)}; {self._safe(step)}"
+        from pilgrim.core.checkpoint_write import StepWriter
+
+        self.wait()
+        text = json.dumps(state)
+        temporary = self._temporary(step)
+        writer = StepWriter(
+            temporary,
+            tensors,
+            self._processes,
+            prepare=lambda: self._prepare(temporary),
+            commit=lambda files: self._commit(temporary, step, text, files),
+        )
+        staged = self._background.stage(tensors)
+        self._saving = step
+        self._background.start(staged, writer)
+
+    def wait(self) -> None:
+        """Returns when the last `begin` is durable, in every process.
+
+        Raises PilgrimError, in every process, when the disk is full or writing is not allowed in one of
+        them, and Fenced if the run was started again; the steps that were there stay as they were.
+        """
+        if self._saving is None:
+            return
+        step, self._saving = self._saving, None
+        error = self._background.join()
+        if error is None:
+            return
+        if self._processes.first:
+            shutil.rmtree(self._temporary(step), ignore_errors=True)
+        if isinstance(error, OSError | PilgrimError):
+            self._check_fence()  # a ghost's files were removed under its hands: that is why
+        if isinstance(error, OSError):
+            why = f"{explain(error, self._path(step))}; {self._safe(step)}"
             raise PilgrimError(f"step {step} could not be saved in {self.folder}: {why}") from error
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        write_atomic(self.folder / LATEST, final.name + "\n")
-        with explained("tidied", self.folder):
-            self._rotate(step)
-        return final
+        raise error
+
+    def __enter__(self) -> "CheckpointStore":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """`wait`. If something else has failed, that is what shall be told, and this waits for a while only;
+        if a person insists on stopping, not at all.
+        """
+        if kind is None:
+            self.wait()
+        elif self._saving is not None and not issubclass(kind, KeyboardInterrupt):
+            self._background.join(LAST_SAVE_S)
+
+    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+        """`begin` and `wait`; returns the step's folder."""
+        self.begin(step, tensors, state)
+        self.wait()
+        return self._path(step)
 
     def mark_best(self, step: int) -> None:
-        """Marks a saved step as the best, which is then kept however old it gets."""
+        """Marks a saved step as the best, which is then kept however old it gets. Waits for its save."""
+        self.wait()
+        if not self._processes.first:
+            return
         if step not in self.steps():
             raise CheckpointError(f"{self.folder} holds no step {step} to mark as best; save it first")
-        write_atomic(self.folder / BEST, self._path(step).name + "\n")
+        self._point(BEST, step)
+
+    def remove(self, step: int) -> None:
+        """Removes a step, if it is there: one that nobody should go on from."""
+        self.wait()
+        if self._processes.first and step in self.steps():
+            self._check_fence()
+            earlier = [s for s in self.steps() if s != step][-1:]
+            (self.folder / LATEST).unlink(missing_ok=True)
+            with explained("removed", self._path(step)):
+                self._set_aside(self._path(step))
+                self._remove_leftovers()
+            for newest in earlier:
+                self._point(LATEST, newest)
+        self._gathered(None)
+
+    # Reading ------------------------------------------------------------------------------------------
 
     def best(self) -> int | None:
         """The step marked best, if it is there."""
@@ -110,25 +194,37 @@ class CheckpointStore:
         return sorted(int(name[1]) for name in names if name)
 
     def load(self, step: int, only: str | None = None) -> Checkpoint:
-        """Reads and verifies one step; with `only`, the state and one file of tensors, such as "model".
+        """Reads and verifies one step; with `only`, the state and one stem of tensors, such as "model".
 
-        Raises CheckpointError when it is missing or damaged.
+        Raises CheckpointError, in every process, when it is missing or damaged.
         """
         folder = self._path(step)
-        if not folder.is_dir():
-            known = ", ".join(map(str, self.steps())) or "none"
-            raise CheckpointError(f"{folder} does not exist; the steps there are: {known}")
-        files = _verified(folder, step, f"{only}.safetensors" if only else None)
-        tensors = {Path(name).stem: _read_tensors(folder / name) for name in files if name != STATE}
+        files: list[Path] = []
+        problem: PilgrimError | None = None
+        try:
+            files = self._verified(step, only)
+        except PilgrimError as error:
+            problem = error
+        for found in self._gathered(problem):
+            if found is not None:
+                raise found
+        stems = sorted({stem_of(file.name) for file in files})
+        tensors = {s: StoredTensors([file for file in files if stem_of(file.name) == s]) for s in stems}
+        for stored in tensors.values():
+            if missing := stored.incomplete():
+                raise CheckpointError(f"{folder} is damaged: parts of {missing[0]} are in none of its files")
         return Checkpoint(step, folder, tensors, json.loads((folder / STATE).read_bytes()))
 
-    def load_latest(self, on_damage: Callable[[str], None], only: str | None = None) -> Checkpoint | None:
+    def load_latest(
+        self, on_damage: Callable[[str], None], only: str | None = None, before: int | None = None
+    ) -> Checkpoint | None:
         """The newest step that is whole, or None when there is no step at all; `only` as for `load`.
 
-        `on_damage` is told, in one sentence each, of the steps that had to be passed over. Raises
-        CheckpointError when there are steps and all are damaged.
+        With `before`, only steps before that one count. `on_damage` is told, in one sentence each, of the
+        steps that had to be passed over. Raises CheckpointError when there are steps and all are damaged.
         """
-        steps = self.steps()
+        there = self._gathered(self.steps())[0]  # as the first process sees them
+        steps = [step for step in there if before is None or step < before]
         if (self.folder / LATEST).exists() and self._named(LATEST) is None:
             on_damage(f"{self.folder / LATEST} names a step that is not there; the newest one there is used")
         for step in reversed(steps):
@@ -141,8 +237,84 @@ class CheckpointStore:
             raise CheckpointError(f"{self.folder}: {found}; remove the folder to begin anew")
         return None
 
+    def _verified(self, step: int, only: str | None) -> list[Path]:
+        """A step's files of tensors, of which this process has verified its share."""
+        folder = self._path(step)
+        if not folder.is_dir():
+            known = ", ".join(map(str, self.steps())) or "none"
+            raise CheckpointError(f"{folder} does not exist; the steps there are: {known}")
+        expected = read_manifest(folder, step)
+        names = [name for name in expected if name != STATE and only in (None, stem_of(name))]
+        if STATE not in expected or (only and not names):
+            raise CheckpointError(f"{folder} is damaged: its {MANIFEST} names no {only or STATE}")
+        ours = [STATE, *names][self._processes.rank :: self._processes.count]
+        for name in ours:
+            verify(folder / name, expected[name])
+        return [folder / name for name in names]
+
+    # How a step becomes one, in the background, in the first process -----------------------------------
+
+    def _prepare(self, temporary: Path) -> None:
+        self._check_fence()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
+        temporary.mkdir()
+
+    def _commit(self, temporary: Path, step: int, state: str, files: Mapping[str, Fingerprint]) -> None:
+        """All files of tensors are durable in `temporary`: complete it, and let it be the newest step."""
+        made = {**files, STATE: write_bytes(temporary / STATE, state.encode())}
+        write_bytes(temporary / MANIFEST, json.dumps(manifest_of(step, made), indent=2).encode())
+        sync_folder(temporary)
+        self._check_fence()
+        final = self._path(step)
+        if final.exists():
+            self._set_aside(final)
+        temporary.rename(final)
+        sync_folder(self.folder)
+        self._point(LATEST, step)
+        with explained("tidied", self.folder):
+            self._rotate(step)
+
+    def _rotate(self, newest: int) -> None:
+        steps = self.steps()
+        keep = {*[step for step in steps if step <= newest][-self.keep_last :], self.best()}
+        for step in steps:
+            if step not in keep:
+                self._check_fence()
+                self._set_aside(self._path(step))
+        self._remove_leftovers()
+
+    def _set_aside(self, folder: Path) -> None:
+        """Renamed before it is removed, so that a kill in between leaves no step with files missing."""
+        folder.rename(folder.with_name(f"{TEMPORARY}old-{folder.name}"))
+
+    def _remove_leftovers(self) -> None:
+        """What was set aside, or left by a killed writer. A reader must not do this to a writer at work,
+        nor a ghost to the next start.
+        """
+        ours = self._fence.epoch if self._fence else 0
+        for entry in self.folder.glob(TEMPORARY + "*"):
+            epoch = re.search(r"-e(\d+)$", entry.name)
+            if epoch and int(epoch[1]) > ours:
+                continue
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    # Small things -------------------------------------------------------------------------------------
+
     def _path(self, step: int) -> Path:
         return self.folder / f"step_{step:06d}"
+
+    def _temporary(self, step: int) -> Path:
+        """Of each start of the run another, so that a ghost's rename finds nothing."""
+        epoch = f"-e{self._fence.epoch}" if self._fence else ""
+        return self.folder / f"{TEMPORARY}{self._path(step).name}{epoch}"
+
+    def _point(self, pointer: str, step: int) -> None:
+        """Let LATEST or BEST name a step."""
+        write_atomic(self.folder / pointer, self._path(step).name + "\n", self._check_fence)
 
     def _named(self, pointer: str) -> int | None:
         """The step that LATEST or BEST names, if it is there."""
@@ -152,104 +324,38 @@ class CheckpointStore:
             return None
         return next((step for step in self.steps() if self._path(step).name == name), None)
 
-    def _rotate(self, newest: int) -> None:
-        steps = self.steps()
-        keep = {*[step for step in steps if step <= newest][-self.keep_last :], self.best()}
-        for step in steps:
-            if step not in keep:
-                self._set_aside(self._path(step))
-        self._remove_leftovers()
-
-    def _set_aside(self, folder: Path) -> None:
-        """Renamed before it is removed, so that a kill in between leaves no step with files missing."""
-        folder.rename(folder.with_name(f"{TEMPORARY}old-{folder.name}"))
-
-    def _remove_leftovers(self) -> None:
-        """What was set aside, or left by a killed writer. A reader must not do this to a writer at work."""
-        for entry in self.folder.glob(TEMPORARY + "*"):
-            if entry.is_dir():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-
     def _safe(self, failed: int) -> str:
         earlier = [step for step in self.steps() if step < failed]
         if not earlier:
             return "no earlier step was saved"
         return f"the last good step, {earlier[-1]}, is kept in {self._path(earlier[-1])}"
 
+    def _check_fence(self) -> None:
+        if self._fence is not None:
+            self._fence.check()
 
-def _write_step(
-    folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
-) -> None:
-    folder.mkdir()
-    for stem, named in tensors.items():
-        _write_tensors(folder / f"{stem}.safetensors", named)
-    (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
-    files = {path.name: _fingerprint(path) for path in sorted(folder.iterdir())}
-    manifest = {"format": FORMAT, "step": step, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-    for path in folder.iterdir():
-        sync_file(path)
-    sync_folder(folder)
+    @cached_property
+    def _background(self) -> "Background":
+        from pilgrim.core.checkpoint_write import Background
 
+        return Background(self._processes, self._group)
 
-def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": sha256_file(path)}
+    @cached_property
+    def _group(self) -> "dist.ProcessGroup | None":
+        """For the messages of saving and loading; all processes come here at the same point."""
+        if self._processes.count == 1:
+            return None
+        import torch.distributed as dist
 
+        group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timedelta(seconds=TALK_S))
+        return group
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    # Copies, since safetensors wants contiguous tensors that share no memory (tied weights do).
-    layout = torch.contiguous_format
-    copies = {name: t.detach().to("cpu", copy=True, memory_format=layout) for name, t in tensors.items()}
-    try:
-        safetensors.torch.save_file(copies, path)
-    except safetensors.SafetensorError as error:  # its way of passing on what the system said
-        refusal = re.search(r"os error (\d+)", str(error))
-        if refusal is None:
-            raise
-        raise OSError(int(refusal[1]), os.strerror(int(refusal[1])), str(path)) from error
+    def _gathered(self, value: T) -> list[T]:
+        """What each process has passed, in every process."""
+        if self._processes.count == 1:
+            return [value]
+        import torch.distributed as dist
 
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path, device="cpu")
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-
-
-def _verified(folder: Path, step: int, only: str | None) -> list[str]:
-    """The files that the manifest names (of those of tensors, just `only`), all found whole.
-
-    Raises CheckpointError for the first that isn't.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        files = {name: (entry["size"], entry["sha256"]) for name, entry in manifest["files"].items()}
-        is_ours = (
-            manifest["format"] == FORMAT and manifest["step"] == step and {STATE, only or STATE} <= set(files)
-        )
-    except PermissionError as error:
-        raise PilgrimError(f"{folder} could not be read: {explain(error, folder / MANIFEST)}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder} is damaged: its {MANIFEST} can't be read ({error})") from None
-    if not is_ours:
-        raise CheckpointError(f"{folder} is damaged: its {MANIFEST} belongs to another step or format")
-    wanted = [STATE, only] if only else list(files)
-    for name in wanted:
-        _verify(folder / name, *files[name])
-    return wanted
-
-
-def _verify(path: Path, size: int, sha256: str) -> None:
-    try:
-        if path.stat().st_size != size:
-            raise CheckpointError(f"{path} is damaged: it has {path.stat().st_size} bytes instead of {size}")
-        if sha256_file(path) != sha256:
-            raise CheckpointError(f"{path} is damaged: its SHA-256 differs from the manifest's")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except PermissionError as error:
-        raise PilgrimError(f"{path} could not be read: {explain(error, path)}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} is damaged: {error.strerror}") from None
+        everyone: list[T] = [value] * self._processes.count
+        dist.all_gather_object(everyone, value, self._group)
+        return everyone

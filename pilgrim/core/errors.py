@@ -24,3 +24,23 @@ class CheckpointError(PilgrimError):
 
 class ChangedRecipe(PilgrimError):
     """The recipe differs from the one that a half-finished run was started with."""
+
+
+class ToldElsewhere(PilgrimError):
+    """Another process of this run has failed, or met the same error, and tells the person why."""
+
+
+class StartAgain(PilgrimError):
+    """The run had to end, and has noted what will let it go on when it is started again."""
+
+
+class Fenced(PilgrimError):
+    """The run was started again while this process was still at work; it must not write any more."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A person or the system asked the run to stop, and it did, after a step. No error: nothing is lost."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by signal {signal_number}")
+        self.signal_number = signal_number

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 CHUNK_BYTES = 1 << 20
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
+def write_atomic(path: Path, data: bytes | str, check: Callable[[], None] = lambda: None) -> None:
     """Writes `data` (text as UTF-8) so that `path` is either the old file or the whole new one.
 
-    Missing folders are made. Raises PilgrimError when the disk is full or writing is not allowed; the
-    old file is then untouched and nothing is left behind.
+    Missing folders are made. `check` is called last, just before the new file takes the old one's place.
+    Raises what that does, and PilgrimError when the disk is full or writing is not allowed; the old file is
+    then untouched and nothing is left behind.
     """
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     with explained("written", path):
@@ -41,6 +42,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
                 file.write(data.encode("utf-8") if isinstance(data, str) else data)
                 file.flush()
                 os.fsync(file.fileno())
+            check()
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -48,10 +50,11 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         sync_folder(path.parent)
 
 
-def write_json_atomic(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically. Floats read back to the same bits."""
+def write_json_atomic(path: Path, value: Any, check: Callable[[], None] = lambda: None) -> None:
+    """Writes `value` as indented JSON, atomically, as above. Floats read back to the same bits."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    write_atomic(path, text.encode("utf-8", "backslashreplace"))  # half a surrogate pair: its JSON escape
+    data = text.encode("utf-8", "backslashreplace")  # half a surrogate pair becomes its JSON escape
+    write_atomic(path, data, check)
 
 
 def read_json(path: Path) -> Any:

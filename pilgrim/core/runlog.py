@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from pilgrim.core.errors import DataError
+from pilgrim.core.fence import Fence
 from pilgrim.core.files import explained, write_atomic, write_json_atomic
 
 STEPPED = ("metrics", "timings", "samples", "evals")  # rows with a step, which `rewind` cuts
@@ -33,10 +34,13 @@ SOURCE = Path(__file__).resolve().parents[2]
 
 
 class RunLog:
-    """The diary in one stage's folder. Raises PilgrimError when a row can't be written (full disk)."""
+    """The diary in one stage's folder. Raises PilgrimError when a row can't be written (full disk), and
+    Fenced when the run is another process's by now. Of several processes one `writes`, and what the others
+    have to say is forgotten.
+    """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, fence: Fence | None = None, writes: bool = True) -> None:
+        self.folder, self.fence, self._writes = folder, fence, writes
 
     def metrics(self, step: int, **values: float) -> None:
         """What is a function of seed and data alone: loss, learning_rate, grad_norm, tokens."""
@@ -62,14 +66,21 @@ class RunLog:
         """Drops the rows after `step`, each file atomically, and keeps the rest byte by byte."""
         for name in STEPPED:
             path = self._path(name)
-            if path.exists():
+            if self._writes and path.exists():
                 kept = [line for line, row in _lines_and_rows(path) if row["step"] <= step]
-                write_atomic(path, b"".join(kept))
+                write_atomic(path, b"".join(kept), self._check_fence)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.jsonl"
 
+    def _check_fence(self) -> None:
+        if self.fence is not None:
+            self.fence.check()
+
     def _append(self, name: str, row: dict[str, Any]) -> None:
+        if not self._writes:
+            return
+        self._check_fence()
         path = self._path(name)
         text = json.dumps(_plain(row), ensure_ascii=False, allow_nan=False)
         line = (

@@ -18,8 +18,9 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,10 +30,14 @@ from pydantic import Field
 from pilgrim.core import gpu, machine, peaks
 from pilgrim.core.config import Settings
 from pilgrim.core.errors import SettingsError
+from pilgrim.core.processes import ALONE, Processes, here, joined
 
 GB = 1e9
 LITTLE_MEMORY_BYTES = 2 * GB
 LITTLE_DISK_BYTES = 2 * GB
+Parallel = Literal["alone", "ddp", "zero", "fsdp"]  # docs/scaling.md
+AFTER_WATCHDOG = 1.5  # a hung collective shall end by the watchdog, with stacks, and not by its own timeout
+CUBLAS_VARIABLE, CUBLAS_DETERMINISTIC = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
 COMPILE_GAIN = "on a CPU, training takes about 1.3 times as long without it"  # measured: 4 layers, width 256
 
 
@@ -58,8 +63,19 @@ class RuntimeSettings(Settings):
         default=False,
         description="keep only each block's input for backward, and run it again there: saves memory",
     )
+    deterministic: bool = Field(
+        default=False, description="the same bits in every run on one GPU, where that costs speed"
+    )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads; left out: as many as torch chooses"
+        default=None, ge=1, description="CPU threads of a process; left out: as many as torch chooses"
+    )
+    parallel: Literal["auto", "ddp", "zero", "fsdp"] = Field(
+        default="auto",
+        description="what several processes divide: ddp: the batch; zero: optimizer state too; "
+        "fsdp: gradients and weights too; auto: zero",
+    )
+    hang_s: float = Field(
+        default=600.0, gt=0, description="seconds without a step that end a process, as it must hang"
     )
 
 
@@ -74,6 +90,9 @@ class Runtime:
     notes: tuple[str, ...] = ()
     attention: Literal["auto", "varlen", "fa3", "fa4", "flex", "sdpa", "blocks", "reference"] = "auto"
     fp8: bool = False
+    deterministic: bool = False
+    processes: Processes = ALONE
+    parallel: Parallel = "alone"
 
     def seed_for(self, name: str, *parts: int) -> int:
         """A 63-bit seed for the named purpose, the same on every machine."""
@@ -88,23 +107,95 @@ class Runtime:
         return torch.Generator("cpu").manual_seed(self.seed_for(name, *parts))
 
 
-def start(settings: RuntimeSettings, seed: int) -> Runtime:
+def start(settings: RuntimeSettings, seed: int, processes: Processes = ALONE) -> Runtime:
     """Decides what to compute with, and sets torch's thread count if the settings give one.
 
-    Where that is the CPU, the process keeps the memory that it frees (`machine.keep_freed_memory`).
+    Where that is the CPU, the process keeps the memory that it frees (`machine.keep_freed_memory`). Of
+    several processes on one machine each takes the GPU of its number. With `deterministic`, torch is told so
+    for the whole process.
 
     Raises SettingsError when a device, number format or compiler is asked for that is not there.
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     notes: list[str] = []
+    if settings.deterministic:
+        _be_deterministic()  # first: CUDA reads the environment when it starts
     device = _device(settings.device, notes)
     if device.type == "cpu":
         machine.keep_freed_memory()
+    if device.type == "cuda" and processes.count > 1:
+        device = _own_gpu(processes)
     dtype = _dtype(settings.dtype, device, notes)
     use_compile = _compile(settings.compile, device, notes)
     use_fp8 = _fp8(settings.fp8, device, dtype)
-    return Runtime(device, dtype, use_compile, seed, tuple(notes), settings.attention, use_fp8)
+    parallel = _parallel(settings, processes)
+    return Runtime(
+        device,
+        dtype,
+        use_compile,
+        seed,
+        tuple(notes),
+        settings.attention,
+        use_fp8,
+        settings.deterministic,
+        processes,
+        parallel,
+    )
+
+
+@contextmanager
+def started(settings: RuntimeSettings, seed: int) -> Iterator[Runtime]:
+    """`start`, and while inside, the processes of the run can talk (core/processes.py)."""
+    runtime = start(settings, seed, here())
+    with joined(runtime.device, timeout_s=AFTER_WATCHDOG * settings.hang_s) as processes:
+        yield replace(runtime, processes=processes)
+
+
+def _own_gpu(processes: Processes) -> torch.device:
+    gpus = torch.cuda.device_count()
+    if processes.local_rank >= gpus:
+        raise SettingsError(
+            f"there are more processes on this machine than its {gpus} GPUs; start {gpus} "
+            f'(pilgrim run --processes {gpus}), or write runtime.device = "cpu"'
+        )
+    device = torch.device("cuda", processes.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _parallel(settings: RuntimeSettings, processes: Processes) -> Parallel:
+    """How several processes divide the work; one process has nothing to divide."""
+    if processes.count == 1:
+        return "alone"
+    if settings.parallel == "fsdp" and settings.fp8 == "on":
+        raise SettingsError(
+            'runtime.parallel = "fsdp" gathers weights in bf16, but runtime.fp8 = "on" wants them in fp32; '
+            'write runtime.fp8 = "off", or runtime.parallel = "zero"'
+        )
+    return "zero" if settings.parallel == "auto" else settings.parallel
+
+
+def _be_deterministic() -> None:
+    """The same bits from the same numbers, each time; an operation that can't promise it raises.
+
+    A GPU adds in the order in which its parts get done, unless told otherwise, and rounding depends on the
+    order. A CPU adds in a fixed order anyway. What torch needs to be told:
+    https://docs.pytorch.org/docs/stable/notes/randomness.html
+    """
+    before = os.environ.setdefault(CUBLAS_VARIABLE, ":4096:8")
+    if before not in CUBLAS_DETERMINISTIC:
+        raise SettingsError(
+            f"runtime.deterministic = true, but {CUBLAS_VARIABLE}={before} is in the environment; unset it, "
+            f"or set it to {' or '.join(CUBLAS_DETERMINISTIC)}"
+        )
+    import torch._inductor.config as inductor
+
+    torch.use_deterministic_algorithms(True)
+    inductor.deterministic = True  # it chooses by rule, not by timing (newer torch does this above)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    # For finding uses of memory that nobody has written; it costs time, and the bits are the same without.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _device(asked: str, notes: list[str]) -> torch.device:

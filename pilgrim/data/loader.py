@@ -15,7 +15,7 @@ Shapes: b rows, t tokens.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pilgrim.core.processes import Processes
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.packing import Piece, plan, repack
 from pilgrim.data.shards import TokenSet
@@ -45,16 +46,44 @@ class Batch:
     # Where documents begin, for attention kernels that want to know: only of batches on a GPU, made while
     # the numbers are still on the CPU, because asking a GPU how many there are would wait for it.
     starts_bd: Tensor | None = None
+    # The batch of which this is one process's share; None: this is all of it.
+    whole: "Batch | None" = field(default=None, kw_only=True)
 
     @property
     def trained_tokens(self) -> int:
-        """How many targets count: the divisor of the loss."""
-        return int((self.targets_bt != IGNORED).sum())
+        """How many targets count, of the whole batch: the divisor of the loss."""
+        return int(((self.whole or self).targets_bt != IGNORED).sum())
 
     @property
     def tokens(self) -> int:
-        """How many places hold a token, and no padding."""
-        return int((self.documents_bt >= 0).sum())
+        """How many places of the whole batch hold a token, and no padding."""
+        return int(((self.whole or self).documents_bt >= 0).sum())
+
+    def share(self, processes: Processes) -> "Batch":
+        """The rows of this process; all processes' rows are as many, with padding added to the last ones."""
+        if processes.count == 1:
+            return self
+        n = processes.share(self.inputs_bt.shape[0])
+        mine = slice(processes.rank * n, (processes.rank + 1) * n)
+        some = Batch(self.inputs_bt[mine], self.targets_bt[mine], self.documents_bt[mine])
+        return replace(some.filled(n), whole=self)
+
+    def nothing(self) -> "Batch":
+        """Padding in the shape of this batch."""
+        return Batch(self.inputs_bt[:0], self.targets_bt[:0], self.documents_bt[:0]).filled(
+            self.inputs_bt.shape[0]
+        )
+
+    def filled(self, rows: int) -> "Batch":
+        """The batch with rows of padding added up to `rows`, so that compiled code sees one shape only."""
+        missing = rows - self.inputs_bt.shape[0]
+        if missing == 0:
+            return self
+
+        def more(x: Tensor, value: int) -> Tensor:
+            return torch.cat([x, x.new_full((missing, x.shape[1]), value)])
+
+        return Batch(more(self.inputs_bt, 0), more(self.targets_bt, IGNORED), more(self.documents_bt, -1))
 
     def micro(self, rows: int) -> Iterator["Batch"]:
         """The batch in parts of at most `rows` rows, for gradient accumulation."""
@@ -74,7 +103,7 @@ class Batch:
     def pinned(self) -> "Batch":
         """The same batch in memory that a GPU reads by itself. Needs CUDA."""
         parts = (self.inputs_bt, self.targets_bt, self.documents_bt, document_starts(self.documents_bt))
-        return Batch(*(x.pin_memory() for x in parts))
+        return Batch(*(x.pin_memory() for x in parts), whole=self.whole)
 
 
 class Rows(Protocol):

@@ -12,7 +12,9 @@ else is in the batch (in fp32; in bf16, a batch of another shape may turn a toke
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pilgrim.core.processes import ALONE, Processes
 from pilgrim.evals.prompts import Row
+from pilgrim.infer.dealing import dealt_replies
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.sampling import Sampling
 from pilgrim.infer.tools import ToolUse
@@ -55,17 +57,24 @@ def choice_rows(
 
 
 def reply_to(
-    engine: Engine, tokenizer: Tokenizer, prompts: Sequence[str], max_tokens: int, calculator: bool
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_tokens: int,
+    calculator: bool,
+    processes: Processes = ALONE,
 ) -> list[Said]:
-    """The likeliest reply to each message."""
+    """The likeliest reply to each message. Of several `processes`, each writes some, and all have all."""
     context = engine.config.context
     reserved = min(max_tokens, context // 4)
     asked = [ask(prompt, tokenizer, context, reserved) for prompt in prompts]
-    replies = engine.generate(
+    replies = dealt_replies(
+        engine,
         [one.ids for one in asked],
         Sampling(temperature=0, max_tokens=max_tokens),
-        stop_ids=(tokenizer.im_end_id, tokenizer.eot_id),
-        tools=ToolUse(tokenizer) if calculator else None,
+        (tokenizer.im_end_id, tokenizer.eot_id),
+        processes,
+        ToolUse(tokenizer) if calculator else None,
     )
     return [
         Said(

@@ -19,6 +19,7 @@ from typing import Any
 
 from pilgrim.core.errors import DataError
 from pilgrim.core.files import read_jsonl_zst, sha256_file
+from pilgrim.core.processes import ALONE, Processes
 from pilgrim.evals.answering import Said, choice_rows, reply_to
 from pilgrim.evals.behaviour import Share
 from pilgrim.evals.chat_items import ChatItem, Verdict
@@ -120,22 +121,30 @@ def evaluate(
     tokenizer: Tokenizer,
     exams: Sequence[ChatExam],
     done: Callable[[int], None] = lambda items: None,
+    processes: Processes = ALONE,
 ) -> dict[str, Any]:
-    """Asks everything; the result is plain JSON, with every answer and reply. `done(n)` counts items."""
+    """Asks everything; the result is plain JSON, with every answer and reply. `done(n)` counts items.
+
+    Of several `processes`, which must all call this, each asks a part, and all have the whole result.
+    """
     ask = {"likelihood": _by_likelihood, "words": _in_words}
-    tasks = {exam.task.name: ask[exam.task.way](engine, tokenizer, exam, done) for exam in exams}
+    tasks = {exam.task.name: ask[exam.task.way](engine, tokenizer, exam, done, processes) for exam in exams}
     return summary(tasks)
 
 
 def _by_likelihood(
-    engine: Engine, tokenizer: Tokenizer, exam: ChatExam, done: Callable[[int], None]
+    engine: Engine,
+    tokenizer: Tokenizer,
+    exam: ChatExam,
+    done: Callable[[int], None],
+    processes: Processes,
 ) -> dict[str, Any]:
     """Which of the letters does the model find likeliest?"""
     scores: list[list[Score]] = []
     cut = 0
     for items in _some(exam.items):
         asked = [choice_rows(item.prompt, item.choices, tokenizer, engine.config.context) for item in items]
-        scores += score(engine, [rows for rows, _ in asked])
+        scores += processes.collected(score(engine, processes.dealt([rows for rows, _ in asked])))
         cut += sum(was_cut for _, was_cut in asked)
         done(len(items))
     picks = [pick(found) for found in scores]
@@ -157,7 +166,11 @@ def _by_likelihood(
 
 
 def _in_words(
-    engine: Engine, tokenizer: Tokenizer, exam: ChatExam, done: Callable[[int], None]
+    engine: Engine,
+    tokenizer: Tokenizer,
+    exam: ChatExam,
+    done: Callable[[int], None],
+    processes: Processes,
 ) -> dict[str, Any]:
     """What does the model reply, and is that right?"""
     said: list[Said] = []
@@ -165,8 +178,9 @@ def _in_words(
     task = exam.task
     for items in _some(exam.items):
         prompts = [item.prompt for item in items]
-        replies = reply_to(engine, tokenizer, prompts, task.max_tokens, task.calculator)
-        verdicts += [item.grade(reply.text) for item, reply in zip(items, replies, strict=True)]
+        replies = reply_to(engine, tokenizer, prompts, task.max_tokens, task.calculator, processes)
+        graded = processes.dealt(list(zip(items, replies, strict=True)))
+        verdicts += processes.collected([item.grade(reply.text) for item, reply in graded])
         said += replies
         done(len(items))
     right = [verdict.right for verdict in verdicts]

@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from pilgrim.core.errors import DataError
 from pilgrim.core.files import sha256_file
+from pilgrim.core.processes import ALONE, Processes
 from pilgrim.evals.behaviour import Share
 from pilgrim.evals.core_tasks import BUNDLED, TASKS, Task, find_file
 from pilgrim.evals.items import Item, read_items
@@ -27,7 +28,7 @@ from pilgrim.evals.scoring import TOKENS_PER_PASS, Score, pick, score
 from pilgrim.evals.statistics import error_of_mean
 from pilgrim.evals.to_read import to_read
 from pilgrim.infer.engine import Engine
-from pilgrim.text.tokenizer import Tokenizer
+from pilgrim.text.foreign import Encoder
 
 ITEMS_AT_ONCE = 128  # prompts held as ids; enough of them to find many of similar length
 
@@ -50,10 +51,17 @@ class Exam:
         """The same task, asking these items."""
         return replace(self, places=places)
 
-    def question(self, place: int, tokenizer: Tokenizer, context: int) -> Question:
+    def question(self, place: int, tokenizer: Encoder, context: int) -> Question:
         """The item at `place`, with its examples, ready to be scored."""
         shots = examples(self.items, place, self.task.shots)
         return question(self.items[place], shots, self.task.kind, self.task.delimiter, tokenizer, context)
+
+
+class Answer(NamedTuple):
+    """What a model makes of an item."""
+
+    scores: list[Score]  # of each option
+    cut: bool  # the prompt was too long, and lost its beginning
 
 
 def read_exams(folder: Path = BUNDLED, limit: int | None = None, tasks: Sequence[Task] = TASKS) -> list[Exam]:
@@ -82,24 +90,42 @@ def read_exams(folder: Path = BUNDLED, limit: int | None = None, tasks: Sequence
 
 def evaluate(
     engine: Engine,
-    tokenizer: Tokenizer,
+    tokenizer: Encoder,
+    exams: Sequence[Exam],
+    done: Callable[[int], None] = lambda items: None,
+    processes: Processes = ALONE,
+) -> dict[str, Any]:
+    """Asks everything; the result is plain JSON, with each item's answer. `done(n)` counts finished items.
+
+    Of several `processes`, which must all call this, each asks a part, and all have the whole result.
+    """
+    mine = [exam.only(processes.dealt(exam.places)) for exam in exams]
+    answers = answered(engine, tokenizer, mine, lambda items: done(items * processes.count))
+    return result_of(exams, [processes.collected(found) for found in answers])
+
+
+def answered(
+    engine: Engine,
+    tokenizer: Encoder,
     exams: Sequence[Exam],
     done: Callable[[int], None] = lambda items: None,
     tokens_per_pass: int = TOKENS_PER_PASS,
-) -> dict[str, Any]:
-    """Asks everything; the result is plain JSON, with each item's answer. `done(n)` counts finished items."""
-    tasks = {}
-    for exam in exams:
-        scores: list[list[Score]] = []
-        cut = 0
+) -> list[list[Answer]]:
+    """Of each exam, the answer to each of its items."""
+    found: list[list[Answer]] = [[] for _ in exams]
+    for exam, answers in zip(exams, found, strict=True):
         for first in range(0, exam.asked, ITEMS_AT_ONCE):
             places = exam.places[first : first + ITEMS_AT_ONCE]
             asked = [exam.question(place, tokenizer, engine.config.context) for place in places]
-            scores += score(engine, [q.rows for q in asked], tokens_per_pass)
-            cut += sum(q.cut > 0 for q in asked)
+            scores = score(engine, [q.rows for q in asked], tokens_per_pass)
+            answers += [Answer(s, q.cut > 0) for s, q in zip(scores, asked, strict=True)]
             done(len(asked))
-        tasks[exam.task.name] = _result(exam, scores, cut)
-    return summary(tasks)
+    return found
+
+
+def result_of(exams: Sequence[Exam], answers: Sequence[Sequence[Answer]]) -> dict[str, Any]:
+    """What the answers to all items of all exams amount to, as plain JSON."""
+    return summary({e.task.name: _result(e, found) for e, found in zip(exams, answers, strict=True)})
 
 
 def summary(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -130,8 +156,9 @@ def name_of(tasks: dict[str, dict[str, Any]]) -> str:
     return f"CORE-slice ({len(n)} of {len(TASKS)} tasks, {items} each)"
 
 
-def _result(exam: Exam, scores: Sequence[Sequence[Score]], cut: int) -> dict[str, Any]:
+def _result(exam: Exam, answers: Sequence[Answer]) -> dict[str, Any]:
     task, items = exam.task, [exam.items[place] for place in exam.places]
+    scores = [answer.scores for answer in answers]
     picks = [pick(found) for found in scores]
     if task.kind == "language_modeling":
         right = [found[0].greedy for found in scores]
@@ -151,7 +178,7 @@ def _result(exam: Exam, scores: Sequence[Sequence[Score]], cut: int) -> dict[str
         "chance": task.chance,
         "guessing": fmean(1 / len(item.options) if len(item.options) > 1 else 0.0 for item in items),
         "centered": (share.share - task.chance) / (1 - task.chance),
-        "cut": cut,
+        "cut": sum(answer.cut for answer in answers),
         "sha256": exam.sha256,
         "lines": [item.line for item in items],
         "right": right,

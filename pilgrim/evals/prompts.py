@@ -10,7 +10,8 @@ Which examples an item gets depends on its place among the shuffled items and on
 drawn without itself by `random.Random(1234 + place)`. That, the layout and the cutting below are those of
 nanochat's core_eval.py, which renders the format of mosaicml's llm-foundry, so that numbers can be compared.
 
-Every row begins with <|endoftext|>, as documents do in training. Of a row, only the continuation is scored.
+Every row begins with <|endoftext|>, as documents do in training (or what a public model has in its place:
+text/foreign.py). Of a row, only the continuation is scored.
 Where it begins is found in the ids, as tokens need not end where the context's text does:
 
     multiple_choice     after the ids that all options begin with
@@ -28,7 +29,7 @@ from itertools import takewhile
 
 from pilgrim.core.errors import DataError
 from pilgrim.evals.items import Item, Kind
-from pilgrim.text.tokenizer import Tokenizer
+from pilgrim.text.foreign import Encoder
 
 SHOTS_SEED = 1234
 
@@ -69,7 +70,7 @@ def _joined(option: tuple[str, str], delimiter: str) -> str:
 
 
 def question(
-    item: Item, shots: Sequence[Item], kind: Kind, delimiter: str, tokenizer: Tokenizer, context: int
+    item: Item, shots: Sequence[Item], kind: Kind, delimiter: str, tokenizer: Encoder, context: int
 ) -> Question:
     """The item's rows of at most `context` ids."""
     texts = render(item, shots, delimiter)
@@ -94,7 +95,7 @@ def question(
     )
 
 
-def _encoded(texts: Sequence[str], tokenizer: Tokenizer) -> list[list[int]]:
+def _encoded(texts: Sequence[str], tokenizer: Encoder) -> list[list[int]]:
     return [[tokenizer.eot_id, *ids] for ids in tokenizer.encode_batch(texts)]
 
 

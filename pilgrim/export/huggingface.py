@@ -39,7 +39,7 @@ from pilgrim.core.files import (
     write_json_atomic,
 )
 from pilgrim.export.card import Subject, model_card, window_warning
-from pilgrim.infer.load import newest_stage
+from pilgrim.infer.load import load_tokenizer, newest_stage
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.transformer import Transformer
 from pilgrim.text.tokenizer import Tokenizer
@@ -55,7 +55,7 @@ TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Trained:
     """The newest model of a run, and where in the run it stands."""
 
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     config: ModelConfig
     tokenizer: Tokenizer
     stage: str
@@ -106,7 +106,7 @@ def newest(run_folder: Path, say: Callable[[str], None]) -> Trained:
         raise CheckpointError(
             f"{found.folder} is not a model that this version knows ({reason}); train it again"
         ) from error
-    tokenizer = Tokenizer.load(run_folder / "tokenizer")
+    tokenizer = load_tokenizer(run_folder)
     finished = (run_folder / stage / "DONE.json").exists()
     return Trained(found.tensors["model"], config, tokenizer, stage, found.step, finished)
 

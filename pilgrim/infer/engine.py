@@ -20,8 +20,9 @@ edge.)
 
 import copy
 import warnings
-from collections.abc import Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ from pilgrim.infer.recorded import Recorder, cuda_graph
 from pilgrim.infer.sampling import Sampling, TokenScores, choose, token_scores
 from pilgrim.infer.scheduler import Follow, Request, Scheduler, Until, Work
 from pilgrim.infer.tools import ToolUse
-from pilgrim.model.attention import Attend, causal_attention
+from pilgrim.model.attention import Attend
 from pilgrim.model.transformer import Transformer
 
 BLOCK_TOKENS = 8  # few, so that little of a beginning is read again; a GPU's kernel has its own
@@ -183,13 +184,19 @@ class Engine:
         sampling: Sampling,
         stop_ids: Collection[int],
         tools: ToolUse | None = None,
+        indices: Sequence[int] | None = None,
+        enough: Callable[[Sequence[int]], bool] | None = None,
     ) -> list[Reply]:
-        """A reply to each prompt, in their order; see `submit`. `tools` answers calls in them (tools.py)."""
-        requests = [self._request(prompt, sampling, stop_ids, i) for i, prompt in enumerate(prompts)]
+        """A reply to each prompt, in their order; see `submit`. `tools` answers calls in them (tools.py).
+        `indices` are the prompts'; left out: 0, 1, 2 … A reply is over, too, as soon as its ids are `enough`.
+        """
+        indices = range(len(prompts)) if indices is None else indices
+        requests = [self._request(p, sampling, stop_ids, i) for i, p in zip(indices, prompts, strict=True)]
         if not requests:
             return []
         for request in requests:
             request.follow = tools.answer if tools else None
+            request.until = partial(_enough, enough, request) if enough else None
         longest = max(len(request.tokens) + request.room for request in requests)
         self._reserve(min(self.rows, len(requests)), longest)
         for request in requests:
@@ -369,10 +376,14 @@ class Engine:
         return pad_sequence(hidden_nw.split(counts), batch_first=True)
 
     @torch.inference_mode()
-    def hidden_alone(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Hidden states [b, t, w] of whole texts, padded at the right, without keeping keys and values."""
-        out: Tensor = self.model(self.padded(tokens), causal_attention, dtype=self.dtype)
+    def hidden_at(self, ids_bt: Tensor, positions_bt: Tensor, attend: Attend, wanted_bn: Tensor) -> Tensor:
+        """Hidden states [b, n, w] at the places `wanted_bn` of whole rows; keys and values aren't kept."""
+        out: Tensor = self.model(ids_bt, attend, positions_bt, self.dtype, wanted_bn)
         return out
+
+    @property
+    def device(self) -> torch.device:
+        return self._runtime.device
 
     def padded(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Ids [b, t] on the engine's device. No token looks to its right, so the padding changes nothing."""
@@ -418,3 +429,8 @@ class Session:
 def _looks_back(sampling: Sampling) -> bool:
     """Whether its dials want to know what was written."""
     return sampling.repetition_penalty > 1 or sampling.dry_multiplier > 0
+
+
+def _enough(enough: Callable[[Sequence[int]], bool], request: Request, token_id: int) -> bool:
+    """Whether the reply is over with this token, which is in it already."""
+    return enough(request.ids)

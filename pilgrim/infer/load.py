@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from pilgrim.core.checkpoint import CheckpointStore
 from pilgrim.core.errors import CheckpointError, DataError
+from pilgrim.core.files import read_json, sha256_file
 from pilgrim.core.runtime import Runtime
 from pilgrim.infer.engine import Engine
 from pilgrim.model.config import ModelConfig
@@ -32,6 +33,24 @@ def newest_stage(run_folder: Path) -> str:
         if CheckpointStore(run_folder / stage / "checkpoints").steps():
             return stage
     raise CheckpointError(f"{run_folder} holds no trained model yet; train one with `pilgrim run`")
+
+
+def load_tokenizer(run_folder: Path) -> Tokenizer:
+    """The run's tokenizer, if its file is still the one that the run has learned.
+
+    Another one would give every id another meaning, and neither training nor a reply would notice. A run that
+    does not say which it was (its `tokenizer/DONE.json` is missing) is believed. Raises DataError.
+    """
+    folder = run_folder / "tokenizer"
+    done = folder / "DONE.json"
+    tokenizer = Tokenizer.load(folder)
+    learned = read_json(done)["summary"].get("sha256") if done.exists() else None
+    if learned is not None and sha256_file(folder / "tokenizer.json") != learned:
+        raise DataError(
+            f"{folder / 'tokenizer.json'} is not the one that this run has learned; put that back (an export "
+            "of the run holds a copy), or begin a new run with name=…"
+        )
+    return tokenizer
 
 
 def load_model(stage_folder: Path, on_damage: Callable[[str], None] = tell) -> Transformer:

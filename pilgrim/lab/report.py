@@ -21,6 +21,7 @@ from pilgrim.core.files import write_atomic
 from pilgrim.lab import report_accuracy as accuracy
 from pilgrim.lab import report_charts as charts
 from pilgrim.lab import report_core
+from pilgrim.lab import report_faults as faults
 from pilgrim.lab import report_origin as origin
 from pilgrim.lab import report_sections as sections
 from pilgrim.lab.report_answers import chat_answers
@@ -64,6 +65,7 @@ def render(run_folder: Path) -> str:
         "strip": sections.strip(stages),
         "stations": sections.stations(stages),
         "charts": [(chart, charts.in_words(chart, stages)) for chart in charts.CHARTS],
+        "faults": faults.told(stages),
         "arrivals": sections.arrivals(stages),
         "task_charts": task_charts,
         "payload": htmlsafe_json_dumps(payload, allow_nan=False, separators=(",", ":")),

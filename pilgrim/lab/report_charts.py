@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pilgrim.lab.report_curves import Point, curve, is_number
+from pilgrim.lab.report_faults import marks
 from pilgrim.lab.report_run import Row, Stage
 from pilgrim.lab.report_text import number
 
@@ -125,7 +126,7 @@ def payload(stages: Sequence[Stage], notes: list[str]) -> dict[str, Any]:
 
 
 def extent(stage: Stage) -> dict[str, Any]:
-    """A stage's name, its first and last step, and the steps at which it was resumed."""
+    """A stage's name, its first and last step, the steps at which it was resumed, and its bad ones."""
     steps = [
         int(row["step"])
         for row in [*stage.metrics, *stage.evals, *stage.timings]
@@ -134,7 +135,13 @@ def extent(stage: Stage) -> dict[str, Any]:
     resumed = [
         int(row["step"]) for row in stage.events if row.get("kind") == "resume" and is_number(row.get("step"))
     ]
-    return {"name": stage.name, "first": min(steps), "last": max(steps), "resumed": resumed}
+    return {
+        "name": stage.name,
+        "first": min(steps),
+        "last": max(steps),
+        "resumed": resumed,
+        "faults": marks(stage),
+    }
 
 
 def in_words(chart: Chart, stages: Sequence[Stage]) -> str:

@@ -63,7 +63,7 @@ def event_tone(kind: str) -> str:
     """How loudly an event is shown."""
     if any(word in kind for word in ("damage", "non_finite", "error", "fail")):
         return "bad"
-    if any(word in kind for word in ("resume", "interrupt", "stop", "rewind")):
+    if any(word in kind for word in ("resume", "interrupt", "stop", "rewind", "spike")):
         return "warn"
     return "good" if kind == "done" else "calm"
 

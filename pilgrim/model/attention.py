@@ -23,7 +23,7 @@ from pilgrim.model.attention_spans import Attend as Attend
 from pilgrim.model.attention_spans import Windows, different, window_of
 from pilgrim.model.attention_spans import document_mask as document_mask
 from pilgrim.model.config import ModelConfig
-from pilgrim.model.layers import Linear, RMSNorm, rotate
+from pilgrim.model.layers import Linear, RMSNorm, rotate, taken
 
 BLOCK = 256  # queries at a time
 
@@ -164,13 +164,24 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_size, config.norm_eps)
         self.k_norm = RMSNorm(config.head_size, config.norm_eps)
 
-    def forward(self, x_btw: Tensor, angles: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        b, t, _ = x_btw.shape
+    def forward(
+        self,
+        x_btw: Tensor,
+        angles: tuple[Tensor, Tensor],
+        attend: Attend,
+        wanted_bn: Tensor | None = None,
+    ) -> Tensor:
+        """The mix for every token, or of each row for the tokens at the places `wanted_bn` alone."""
+        asking, asking_angles = x_btw, angles
+        if wanted_bn is not None:
+            asking = taken(x_btw, wanted_bn)
+            cos, sin = (part.expand(len(x_btw), -1, -1, -1)[:, 0] for part in angles)
+            asking_angles = taken(cos, wanted_bn)[:, None], taken(sin, wanted_bn)[:, None]
         q, k, v = (
-            part.view(b, t, -1, self.head_size).transpose(1, 2)
-            for part in (self.q_proj(x_btw), self.k_proj(x_btw), self.v_proj(x_btw))
+            part.unflatten(2, (-1, self.head_size)).transpose(1, 2)
+            for part in (self.q_proj(asking), self.k_proj(x_btw), self.v_proj(x_btw))
         )
-        q, k = rotate(self.q_norm(q), *angles), rotate(self.k_norm(k), *angles)
+        q, k = rotate(self.q_norm(q), *asking_angles), rotate(self.k_norm(k), *angles)
         mixed_bhtd = attend(self.layer, q, k, v)
-        out: Tensor = self.o_proj(mixed_bhtd.transpose(1, 2).reshape(b, t, -1))
+        out: Tensor = self.o_proj(mixed_bhtd.transpose(1, 2).flatten(2))
         return out

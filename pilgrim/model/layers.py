@@ -92,6 +92,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return out
 
 
+def taken(x_btw: Tensor, places_bn: Tensor) -> Tensor:
+    """Of each row the places `places_bn`: [b, n, w]."""
+    return x_btw.gather(1, places_bn[..., None].expand(-1, -1, x_btw.shape[-1]))
+
+
 class MLP(nn.Module):
     """SwiGLU (Shazeer 2020): down( silu(gate x) ⊙ up x )."""
 

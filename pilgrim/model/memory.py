@@ -17,12 +17,17 @@ With `recompute` (Transformer.recompute) only each layer's input is kept, and in
 keeps all of that.
 
 The loss (train/losses.py) makes its scores for a chunk of tokens, and holds the head's gradient once more.
+
+Of several processes (train/parallel.py), each has its own microbatch. With "zero" the optimizers' state is
+divided among them; with "fsdp" weights and gradients are, too, and gathered are only two blocks at a time, in
+the run's number format, and embedding and head in fp32.
 """
 
 from dataclasses import dataclass
 
 import torch
 
+from pilgrim.core.runtime import Parallel
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.count import FP32_BYTES, optimizer_bytes, parameters, weight_bytes
 
@@ -58,23 +63,46 @@ def training_bytes(
     compiled: bool = True,
     recompute: bool = False,
     state_bytes: float = FP32_BYTES,
+    parallel: Parallel = "alone",
+    processes: int = 1,
 ) -> TrainingBytes:
-    """An estimate for microbatches of `rows` rows of the network's full context.
+    """An estimate, for one of `processes`, for microbatches of `rows` rows of the network's full context.
 
     `recompute`: blocks keep only their input, and one at a time is run again (checkpointed activations).
     `state_bytes`: what a number of the optimizers' state takes (optim/state.py).
     """
-    count = parameters(config)
-    multiplied = count.matrices + config.vocab_size * config.width
-    copies = 0 if dtype == torch.float32 else multiplied * dtype.itemsize
+    weights, gradients = _divided(config, dtype, processes) if parallel == "fsdp" else _whole(config, dtype)
+    sharers = processes if parallel in ("zero", "fsdp") else 1
     head = config.vocab_size * config.width
     return TrainingBytes(
-        weights=weight_bytes(config, torch.float32) + copies,
-        gradients=FP32_BYTES * count.total,
-        optimizer=round(optimizer_bytes(config) * state_bytes / FP32_BYTES),
+        weights=weights,
+        gradients=gradients,
+        optimizer=round(optimizer_bytes(config) * state_bytes / FP32_BYTES / sharers),
         activations=rows * config.context * _kept_bytes(config, dtype, compiled, recompute),
         loss=FP32_BYTES * head + LOSS_CHUNK * config.vocab_size * SCORE_BYTES,
     )
+
+
+def _whole(config: ModelConfig, dtype: torch.dtype) -> tuple[int, int]:
+    """Weights and gradients of a process that has all of them."""
+    count = parameters(config)
+    multiplied = count.matrices + config.vocab_size * config.width
+    copies = 0 if dtype == torch.float32 else multiplied * dtype.itemsize
+    return weight_bytes(config, torch.float32) + copies, FP32_BYTES * count.total
+
+
+def _divided(config: ModelConfig, dtype: torch.dtype, processes: int) -> tuple[int, int]:
+    """Weights and gradients of one of several that have slices, with what is whole for a time.
+
+    While a block computes, the next one is gathered; and while a block's gradients are added up over the
+    processes, in fp32, those of another are made.
+    """
+    count = parameters(config)
+    block, ends = count.matrices // config.depth, count.total - count.matrices
+    slices = -(-FP32_BYTES * count.total // processes)
+    gathered = dtype.itemsize * 2 * block + FP32_BYTES * ends
+    made = dtype.itemsize * block + FP32_BYTES * (block + ends)
+    return slices + gathered, slices + made
 
 
 def rows_that_fit(config: ModelConfig, memory_bytes: float, dtype: torch.dtype, compiled: bool = True) -> int:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pilgrim.core.compiling import compiled
-from pilgrim.optim.state import Format, Stored, empty, read, stored, write
+from pilgrim.core.slices import local
+from pilgrim.optim.state import Format, Stored, empty, put, read, stored, write
 
 
 def adamw_update(
@@ -35,14 +36,20 @@ def adamw_update(
 
 
 def adamw_step(
-    weight: Tensor, gradient: Tensor, mean: Stored, square: Stored, step: Tensor, *settings: Any
+    weight: Tensor,
+    gradient: Tensor,
+    mean: Stored,
+    square: Stored,
+    step: Tensor,
+    take: Tensor | None,
+    *settings: Any,
 ) -> None:
-    """The same in place, with mean and square as they are kept (optim/state.py)."""
+    """The same in place, with mean and square as they are kept, unless `take` refuses it (optim/state.py)."""
     means, squares = read(mean, signed=True), read(square, signed=False)
     updated, means, squares = adamw_update(weight, gradient, means, squares, step, *settings)
-    write(means, mean, signed=True, step=step)
-    write(squares, square, signed=False, step=step)
-    weight.copy_(updated)
+    write(means, mean, signed=True, step=step, take=take)
+    write(squares, square, signed=False, step=step, take=take)
+    put(updated, weight, take)
 
 
 class AdamW(torch.optim.Optimizer):
@@ -63,8 +70,8 @@ class AdamW(torch.optim.Optimizer):
         self._step = compiled(adamw_step) if compile else adamw_step
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Apply one update to every parameter that has a gradient."""
+    def step(self, closure: None = None, take: Tensor | None = None) -> None:  # type: ignore[override]
+        """Apply one update to every parameter that has a gradient; none if `take` [] is False."""
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for p in group["params"]:
@@ -74,13 +81,14 @@ class AdamW(torch.optim.Optimizer):
                 if not state:
                     state["step"] = torch.zeros((), device=p.device)
                     state |= empty("mean", p, self._form) | empty("square", p, self._form)
-                state["step"] += 1
+                state["step"] += 1 if take is None else take
                 self._step(
-                    p,
-                    p.grad,
+                    local(p),
+                    local(p.grad),
                     stored(state, "mean"),
                     stored(state, "square"),
                     state["step"],
+                    take,
                     torch.full((), group["lr"], device=p.device),  # filled there: a copy would be waited for
                     beta1,
                     beta2,

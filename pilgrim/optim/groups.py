@@ -5,7 +5,9 @@ batch touches few, the head is as wide as the vocabulary, norms are vectors: Ada
 its own. `Optimizers` holds both, applies the schedule, and saves its state under the parameters' names.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 
 from pilgrim.core.config import Settings
 from pilgrim.core.errors import ChangedRecipe
+from pilgrim.core.runtime import Parallel
+from pilgrim.core.slices import local, slice_like
 from pilgrim.optim.adamw import AdamW
 from pilgrim.optim.muon import Muon
 from pilgrim.optim.state import BYTES, Format
@@ -45,8 +49,19 @@ class OptimSettings(Settings):
 class Optimizers:
     """Muon and AdamW over one model, as one thing with one step."""
 
-    def __init__(self, model: nn.Module, settings: OptimSettings, dtype: torch.dtype, compile: bool) -> None:
-        """`settings` must be resolved (no rate None). Muon's products run in `dtype`."""
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: OptimSettings,
+        dtype: torch.dtype,
+        compile: bool,
+        parallel: Parallel = "alone",
+    ) -> None:
+        """`settings` must be resolved (no rate None). Muon's products run in `dtype`.
+
+        With `parallel` "zero", each process keeps the state of some parameters and updates only these; with
+        "fsdp" the parameters are slices already.
+        """
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         kinds: dict[str, list[Tensor]] = {"matrix": [], "embedding": [], "head": [], "norm": []}
         for parameter, name in self._names.items():
@@ -54,7 +69,9 @@ class Optimizers:
         rates = {kind: getattr(settings, f"{kind}_lr") for kind in kinds}
         if None in rates.values():
             raise ValueError(f"optimizer rates must be resolved first: {rates}")
-        self.muon = Muon(
+        self._parallel = parallel
+        self.muon = self._made(
+            Muon,
             [{"params": kinds["matrix"], "base_lr": rates["matrix"]}],
             weight_decay=settings.weight_decay,
             dtype=dtype,
@@ -62,7 +79,8 @@ class Optimizers:
             form=settings.state,
         )
         decay = {"embedding": 0.0, "head": settings.head_weight_decay, "norm": 0.0}
-        self.adamw = AdamW(
+        self.adamw = self._made(
+            AdamW,
             [
                 {"params": kinds[kind], "base_lr": rates[kind], "weight_decay": decay[kind]}
                 for kind in decay
@@ -73,66 +91,95 @@ class Optimizers:
         )
         self._form: Format = settings.state
 
-    def step(self, multiplier: float, momentum: float) -> None:
-        """Update all parameters with their peak rates times `multiplier`, and clear the gradients."""
+    def _made(self, kind: type[torch.optim.Optimizer], groups: list[dict[str, Any]], **settings: Any) -> Any:
+        if self._parallel != "zero":
+            return kind(groups, **settings)
+        with warnings.catch_warnings():  # torch's own: what it imports there uses its old compiler
+            warnings.simplefilter("ignore", DeprecationWarning)
+            from torch.distributed.optim import ZeroRedundancyOptimizer
+        return ZeroRedundancyOptimizer(groups, optimizer_class=kind, **settings)
+
+    def _own(self) -> Iterator[torch.optim.Optimizer]:
+        """Muon and AdamW with what this process keeps of them."""
+        for optimizer in (self.muon, self.adamw):
+            own: torch.optim.Optimizer = optimizer.optim if self._parallel == "zero" else optimizer
+            yield own
+
+    def step(self, multiplier: float, momentum: float, take: Tensor | None = None) -> None:
+        """Update all parameters with their peak rates times `multiplier`, and clear the gradients.
+
+        With a bool `take` [] on the device, only if it is True; else weights and state stay, to the bit.
+        """
         for group in (*self.muon.param_groups, *self.adamw.param_groups):
             group["lr"] = group["base_lr"] * multiplier
         for group in self.muon.param_groups:
             group["beta"] = momentum
         for optimizer in (self.muon, self.adamw):
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.step(take=take)
+            # Of several processes, gradients keep their places among those that are sent together.
+            optimizer.zero_grad(set_to_none=self._parallel in ("alone", "fsdp"))
 
-    def rehearse(self) -> None:
+    def rehearse(self, take: Tensor | None = None) -> None:
         """Make a step that changes nothing, from gradients of any kind, which it clears.
 
         It compiles what the real steps will run. With a rate of 0 the weights stay to the bit; the state is
         put aside meanwhile.
         """
-        kept = {name: value.to("cpu", copy=True) for name, value in self.tensors().items()}
-        self.step(0.0, 0.0)
-        for optimizer in (self.muon, self.adamw):
-            optimizer.state.clear()
-        self.load(kept)
+        kept = {name: local(value).to("cpu", copy=True) for name, value in self.tensors().items()}
+        self.step(0.0, 0.0, take)
+        if not kept:
+            for optimizer in self._own():
+                optimizer.state.clear()
+        for name, value in self.tensors().items():
+            local(value).copy_(kept[name])
 
     def missing_bytes(self) -> int:
-        """What the first step will allocate for state, and keep; 0 once it has."""
+        """What the first step will allocate for state here, and keep; 0 once it has."""
         numbers = 0
-        for optimizer, states in ((self.muon, 1), (self.adamw, 2)):
-            parameters = (p for group in optimizer.param_groups for p in group["params"])
-            numbers += states * sum(p.numel() for p in parameters if p not in optimizer.state)
+        for optimizer, states in zip(self._own(), (1, 2), strict=True):
+            missing = (p for p in _parameters(optimizer) if p not in optimizer.state)
+            numbers += states * sum(local(p).numel() for p in missing)
         return round(numbers * BYTES[self._form])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state under names like "model.norm.weight/mean"; `load` takes it back."""
+        """The state under names like "model.norm.weight/mean", as far as this process keeps it."""
         return {f"{name}/{key}": value for name, key, value in self._state()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back a state from `tensors()`, to the bit. Raises ChangedRecipe if it is in another format."""
+        """Put back what this process keeps of a state from `tensors()`, or of all processes' together.
+
+        To the bit, and for the present one. Raises ChangedRecipe if it is in another format.
+        """
         found = _form_of(tensors)
         if found not in (None, self._form):
             raise ChangedRecipe(
                 f'optim.state = "{self._form}", but the state in the checkpoint is "{found}"; go back to '
                 "that, or give this run another name with name=…"
             )
-        owners = {name: p for p, name in self._names.items()}
-        for key, value in tensors.items():
+        for optimizer in self._own():
+            optimizer.state.clear()
+        own = {self._names[p]: (p, optimizer) for optimizer in self._own() for p in _parameters(optimizer)}
+        for key in tensors:
             name, _, what = key.rpartition("/")
-            parameter = owners[name]
-            optimizer = self.muon if parameter in set(self.muon.param_groups[0]["params"]) else self.adamw
-            optimizer.state[parameter][what] = value.to(parameter.device)
+            if name in own:  # else it is read by another process
+                parameter, optimizer = own[name]
+                optimizer.state[parameter][what] = slice_like(tensors[key].to(parameter.device), parameter)
 
     def _state(self) -> Iterator[tuple[str, str, Tensor]]:
-        for optimizer in (self.muon, self.adamw):
+        for optimizer in self._own():
             for parameter, state in optimizer.state.items():
                 for key, value in state.items():
                     yield self._names[parameter], key, value
 
 
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
 def _form_of(tensors: Mapping[str, Tensor]) -> Format | None:
     """The format of a state from `Optimizers.tensors`; None if it is empty."""
     forms: dict[torch.dtype, Format] = {torch.uint8: "8bit", torch.bfloat16: "bf16", torch.float32: "fp32"}
-    kept = (value for name, value in tensors.items() if name.endswith(("/momentum", "/mean")))
+    kept = (tensors[name] for name in tensors if name.endswith(("/momentum", "/mean")))
     return next((forms[value.dtype] for value in kept), None)
 
 

@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from pilgrim.core.compiling import compiled
-from pilgrim.optim.state import Format, Stored, empty, read, stored, write
+from pilgrim.core.slices import is_sliced, local
+from pilgrim.optim.slices import RowSlices
+from pilgrim.optim.state import Format, Stored, empty, put, read, stored, write
 
 # Iteration k maps each singular value s to a·s + b·s³ + c·s⁵. Optimal for five iterations from
 # [0.001, 1], with a safety factor of 1.02 (Amsel et al. 2025, as used by modded-nanogpt and nanochat).
@@ -60,31 +62,41 @@ def muon_update(
     beta2: float,
     weight_decay: Tensor,
     dtype: torch.dtype,
+    slices: RowSlices | None = None,
+    *,
+    take: Tensor | None = None,
 ) -> None:
     """One step, in place, for matrices [rows, columns] of one shape; momenta are like them, and fp32 too.
 
     Only what goes through the products is copied into a stack: the rest is read and written where it lies,
-    in one pass before the products and one after them. `row_moments` are [rows, 1].
+    in one pass before the products and one after them. `row_moments` are [rows, 1]. With `slices`, all of
+    them are this process's slices. Where `take` refuses the step, weights and row moments stay; the momenta
+    move all the same.
     """
-    rows, columns = weights[0].shape
+    rows, columns = slices.shape if slices else weights[0].shape
     for momentum, gradient in zip(momenta, gradients, strict=True):
         momentum.lerp_(gradient, 1 - beta)
     ahead = [torch.lerp(g, m, beta).to(dtype) for g, m in zip(gradients, momenta, strict=True)]  # Nesterov
-    updates_nrc = orthogonalize(torch.stack(ahead), dtype)
+    if slices is None:
+        updates_nrc = orthogonalize(torch.stack(ahead), dtype)
+    else:
+        updates_nrc = slices.whole(torch.stack(ahead), lambda matrices: orthogonalize(matrices, dtype))
 
     # NorMuon: divide each row by its running size, then bring the whole back to the size it had.
     squares_nr1 = updates_nrc.float().square().sum(-1, keepdim=True)
     moments_nr1 = torch.lerp(torch.stack(row_moments), squares_nr1 / columns, 1 - beta2)
     scales_nr1 = torch.rsqrt(moments_nr1 + 1e-10)
     before, after = squares_nr1.sum(-2, keepdim=True), (squares_nr1 * scales_nr1**2).sum(-2, keepdim=True)
+    if slices:
+        before, after = slices.summed(before), slices.summed(after)
     # The same change of output size for every shape: tall matrices step further.
     scales_nr1 = scales_nr1 * (before / (after + 1e-20)).sqrt() * max(1.0, rows / columns) ** 0.5
 
     for i, weight in enumerate(weights):
-        row_moments[i].copy_(moments_nr1[i])
+        put(moments_nr1[i], row_moments[i], take)
         update = updates_nrc[i].float() * scales_nr1[i]
         shrinking = (update * weight) > 0
-        weight.sub_(lr * (update + weight_decay * weight * shrinking))
+        put(weight - lr * (update + weight_decay * weight * shrinking), weight, take)
 
 
 def muon_step(
@@ -93,13 +105,19 @@ def muon_step(
     momenta: list[Stored],
     row_moments: list[Tensor],
     step: Tensor,
+    take: Tensor | None,
     *settings: Any,
 ) -> None:
-    """The same, with the momenta as they are kept (optim/state.py); `step` counts, to round them."""
-    read_momenta = [read(kept, signed=True) for kept in momenta]
-    muon_update(weights, gradients, read_momenta, row_moments, *settings)
-    for momentum, kept in zip(read_momenta, momenta, strict=True):
-        write(momentum, kept, signed=True, step=step)
+    """The same, with the momenta as they are kept (optim/state.py); `step` counts, to round them.
+
+    Where `take` refuses the step, nothing changes: so the momenta are moved in a copy.
+    """
+    moved = [read(kept, signed=True) for kept in momenta]
+    if take is not None:
+        moved = [momentum.clone() for momentum in moved]
+    muon_update(weights, gradients, moved, row_moments, *settings, take=take)
+    for momentum, kept in zip(moved, momenta, strict=True):
+        write(momentum, kept, signed=True, step=step, take=take)
 
 
 class Muon(torch.optim.Optimizer):
@@ -122,35 +140,40 @@ class Muon(torch.optim.Optimizer):
         self._update = compiled(muon_step) if compile else muon_step
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Apply one update to every parameter that has a gradient."""
+    def step(self, closure: None = None, take: Tensor | None = None) -> None:  # type: ignore[override]
+        """Apply one update to every parameter that has a gradient; none if `take` [] is False."""
         for group in self.param_groups:
             by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
                     by_shape[tuple(p.shape)].append(p)
             for matrices in by_shape.values():
-                self._step_stack(matrices, group)
+                self._step_stack(matrices, group, take)
 
-    def _step_stack(self, matrices: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_stack(self, matrices: list[Tensor], group: dict[str, Any], take: Tensor | None) -> None:
         states = [self._state_of(p) for p in matrices]
-        torch._foreach_add_([state["step"] for state in states], 1)
+        torch._foreach_add_([state["step"] for state in states], 1 if take is None else take.float())
         # Numbers that change from step to step go in as tensors, so that compiled code is reused; they are
         # filled where they belong, as a copy to a GPU would be waited for.
         lr, beta, decay = (
             torch.full((), group[k], device=matrices[0].device) for k in ("lr", "beta", "weight_decay")
         )
-        self._update(
-            matrices,
-            [p.grad for p in matrices if p.grad is not None],
+        update, slices = self._update, None
+        if is_sliced(matrices[0]):
+            update, slices = muon_step, RowSlices(matrices[0])
+        update(
+            [local(p) for p in matrices],
+            [local(p.grad) for p in matrices if p.grad is not None],
             [stored(state, "momentum") for state in states],
-            [state["row_moment"] for state in states],
+            [local(state["row_moment"]) for state in states],
             states[0]["step"],
+            take,
             lr,
             beta,
             group["beta2"],
             decay,
             self._dtype,
+            *((slices,) if slices else ()),
         )
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:

@@ -26,6 +26,10 @@ to number, cheap, and a function of step and place. So a resumed run rounds the 
 
 What lies below the lowest level is drawn too, between it and zero, so that a forgotten direction ends. Only a
 square stays at the lowest level, since too large a square makes a step small, and a zero would make it huge.
+
+**An update may be refused** (train/health.py): it is computed and then not taken, and nobody has to wait for
+the device to learn which. `put` is where that happens. It chooses and does not multiply by 0, since 0 · NaN
+is NaN.
 """
 
 from collections.abc import Mapping
@@ -34,6 +38,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pilgrim.core.slices import local
 
 Format = Literal["fp32", "bf16", "8bit"]
 
@@ -56,9 +62,10 @@ def empty(name: str, like: Tensor, form: Format) -> dict[str, Tensor]:
 
 
 def stored(state: Mapping[str, Tensor], name: str) -> Stored:
-    """What `empty` has made, from where an optimizer keeps it."""
+    """What `empty` has made, from where an optimizer keeps it: this process's slice, if there are slices."""
     largest = state.get(f"{name}.largest")
-    return (state[name],) if largest is None else (state[name], largest)
+    values = local(state[name])
+    return (values,) if largest is None else (values, largest)
 
 
 def read(kept: Stored, signed: bool) -> Tensor:
@@ -73,16 +80,21 @@ def read(kept: Stored, signed: bool) -> Tensor:
     return _unblocked(torch.where(blocks > 127, -magnitude, magnitude) if signed else magnitude, codes)
 
 
-def write(values: Tensor, kept: Stored, signed: bool, step: Tensor) -> None:
-    """Put fp32 values where they are kept, rounded. `step` [] counts the updates: see above."""
+def write(values: Tensor, kept: Stored, signed: bool, step: Tensor, take: Tensor | None = None) -> None:
+    """Put fp32 values where they are kept, rounded. `step` [] counts the updates; `take` is as in `put`."""
     if len(kept) == 2:
         codes, largest = _quantized(values, signed, step)
-        kept[0].copy_(codes)
-        kept[1].copy_(largest)
+        put(codes, kept[0], take)
+        put(largest, kept[1], take)
     elif kept[0].dtype == torch.bfloat16:
-        kept[0].copy_(_as_bf16(values, step))
+        put(_as_bf16(values, step), kept[0], take)
     elif kept[0] is not values:
-        kept[0].copy_(values)
+        put(values, kept[0], take)
+
+
+def put(value: Tensor, place: Tensor, take: Tensor | None) -> None:
+    """Write `value` to `place`; where a bool `take` [] is False, leave that as it is, to the bit."""
+    place.copy_(value if take is None else torch.where(take, value, place))
 
 
 def _as_bf16(values: Tensor, step: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 from pilgrim.core.errors import SettingsError
 from pilgrim.core.runtime import Runtime
 from pilgrim.infer.engine import Engine
-from pilgrim.infer.load import load_engine, newest_stage
+from pilgrim.infer.load import load_engine, load_tokenizer, newest_stage
 from pilgrim.infer.sampling import Sampling
 from pilgrim.text.chat import Message, render_prompt, truncate_turns
 from pilgrim.text.tokenizer import StreamDecoder, Tokenizer
@@ -136,7 +136,7 @@ def open_conversation(
     Raises PilgrimError if the run has no model, or only a base model although a system prompt is given.
     """
     stage = newest_stage(run_folder)
-    tokenizer = Tokenizer.load(run_folder / "tokenizer")
+    tokenizer = load_tokenizer(run_folder)
     if stage != "sft" and system is not None:
         raise SettingsError(
             f"{run_folder} has only a base model yet, which knows no system prompt; leave it out, or "

@@ -5,7 +5,8 @@ item's answer, so that a later comparison can pair the items.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from pilgrim.core.config import build, load_toml
 from pilgrim.core.console import Console
 from pilgrim.core.errors import PilgrimError
 from pilgrim.core.files import read_json, write_atomic
+from pilgrim.core.processes import ALONE, Processes
 from pilgrim.evals.compare import compare
 from pilgrim.evals.statistics import Z95
 from pilgrim.infer.engine import Engine
-from pilgrim.infer.load import load_engine, newest_stage
-from pilgrim.stages.journey import Journey, only_writer, refuse_older
+from pilgrim.infer.load import load_engine, load_tokenizer, newest_stage
+from pilgrim.stages.journey import Journey, console_of, only_writer, refuse_older
 from pilgrim.stages.recipe import Recipe
 from pilgrim.text.tokenizer import Tokenizer
 
@@ -36,10 +38,12 @@ class Suite:
     about: str = ""  # for the console
 
 
-def open_run(folder: Path, console: Console | None) -> Journey:
-    """The run in `folder`, to be asked."""
+@contextmanager
+def opened_run(folder: Path, console: Console | None) -> Iterator[Journey]:
+    """The run in `folder`, to be asked; by several processes, if torchrun has started this."""
     recipe = build(Recipe, load_toml(folder / "recipe.toml"), str(folder / "recipe.toml"))
-    return Journey(recipe, folder, machine.start(recipe.runtime, recipe.seed), console or Console())
+    with machine.started(recipe.runtime, recipe.seed) as runtime:
+        yield Journey(recipe, folder, runtime, console_of(runtime, console))
 
 
 def ask_run(journey: Journey, suite: Suite, items: int, data: str, evaluate: Evaluate) -> dict[str, Any]:
@@ -47,24 +51,50 @@ def ask_run(journey: Journey, suite: Suite, items: int, data: str, evaluate: Eva
 
     Raises CheckpointError without a trained model, and what `evaluate` raises.
     """
-    with only_writer(journey.folder):
+    with only_writer(journey.folder, journey.runtime.processes):
         stage = newest_stage(journey.folder)
-        tokenizer = Tokenizer.load(journey.folder / "tokenizer")
+        tokenizer = load_tokenizer(journey.folder)
         engine = load_engine(
             journey.folder / stage, tokenizer, journey.runtime, on_damage=refuse_older(journey, stage)
         )
-        journey.console.stage(suite.name, suite.about)
-        with journey.console.progress(items, "items") as progress:
-            found = evaluate(engine, tokenizer, progress.advance)
-        result = {
-            "stage": stage,
-            "data": data,
-            "dtype": str(engine.dtype).removeprefix("torch."),
-            "context": engine.config.context,
-            **found,
-        }
-        # On one line: with indentation, the answers of all items would be a tall file.
-        write_atomic(journey.stage_folder("evaluate") / suite.file, json.dumps(result) + "\n")
+        return ask(
+            engine,
+            suite,
+            items,
+            {"stage": stage, "data": data},
+            journey.folder,
+            journey.console,
+            lambda done: evaluate(engine, tokenizer, done),
+            journey.runtime.processes,
+        )
+
+
+def ask(
+    engine: Engine,
+    suite: Suite,
+    items: int,
+    source: Mapping[str, str],
+    folder: Path,
+    console: Console,
+    evaluate: Callable[[Callable[[int], None]], dict[str, Any]],
+    processes: Processes = ALONE,
+) -> dict[str, Any]:
+    """Ask a model, and write the suite's file below `folder`; `source` says which model, and what data.
+
+    Of several processes, the first writes.
+    """
+    console.stage(suite.name, suite.about)
+    with console.progress(items, "items") as progress:
+        found = evaluate(progress.advance)
+    result = {
+        **source,
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "context": engine.config.context,
+        **found,
+    }
+    # On one line: with indentation, the answers of all items would be a tall file.
+    text = json.dumps(result) + "\n"
+    processes.by_first(lambda: write_atomic(folder / "evaluate" / suite.file, text))
     return result
 
 

@@ -23,7 +23,7 @@ from pilgrim.data.sources import read_documents
 from pilgrim.evals.compression import as_json, bits, by_source
 from pilgrim.infer.load import load_model, newest_stage
 from pilgrim.model.transformer import Transformer
-from pilgrim.stages.answers import open_run
+from pilgrim.stages.answers import opened_run
 from pilgrim.stages.journey import Journey, only_writer, refuse_older
 from pilgrim.stages.shards import run_tokenizer, tokenized
 from pilgrim.text.tokenizer import Tokenizer
@@ -61,18 +61,18 @@ def evaluate_text(folder: Path, files: Sequence[Path], console: Console | None =
 
     Raises DataError for a file that can't be read or is empty, CheckpointError without a trained model.
     """
-    journey = open_run(folder, console)
     for file in files:
         next(read_documents([str(file)]), None)  # a wrong name is told before minutes are spent
-    with only_writer(folder):
+    with opened_run(folder, console) as journey, only_writer(folder, journey.runtime.processes):
         stage = newest_stage(folder)
         tokenizer, _ = run_tokenizer(journey)
         model = load_model(folder / stage, refuse_older(journey, stage)).to(journey.runtime.device)
         found = {str(file): measured(journey, model, tokenizer, file) for file in files}
         result = {"stage": stage, "dtype": str(journey.runtime.dtype).removeprefix("torch."), "files": found}
-        write_json_atomic(journey.stage_folder("evaluate") / "text.json", result)
-    for line in table(result):
-        journey.console.say(line)
+        out = journey.folder / "evaluate" / "text.json"
+        journey.runtime.processes.by_first(lambda: write_json_atomic(out, result))
+        for line in table(result):
+            journey.console.say(line)
     return result
 
 

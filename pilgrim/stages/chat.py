@@ -5,15 +5,18 @@ or own-NAME.json, where NAME is that of the file or folder.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pilgrim.core.console import Console
-from pilgrim.evals.chat import evaluate, read_chat_exams, read_own_exams
+from pilgrim.evals.chat import ChatExam, evaluate, read_chat_exams, read_own_exams
 from pilgrim.evals.chat_tasks import BUNDLED
 from pilgrim.evals.tasks.own import files_of, name_of
-from pilgrim.stages.answers import Suite, ask_run, open_run, table
+from pilgrim.infer.engine import Engine
+from pilgrim.stages.answers import Suite, ask_run, opened_run, table
+from pilgrim.stages.journey import Journey
+from pilgrim.text.tokenizer import Tokenizer
 
 CHAT = Suite("chat", "chat.json", "chat", "what the chatbot knows, computes, programs and obeys")
 
@@ -36,19 +39,23 @@ def evaluate_chat(
     Raises DataError for items that can't be asked, CheckpointError without a trained model.
     """
     exams, missing = read_chat_exams(data or BUNDLED, limit)
-    journey = open_run(folder, console)
-    result = ask_run(
-        journey,
-        CHAT,
-        sum(len(exam.items) for exam in exams),
-        "bundled" if data is None else str(data),
-        lambda engine, tokenizer, done: evaluate(engine, tokenizer, exams, done) | {"missing": missing},
-    )
-    for line in [*table(result), *one_letter(result)]:
-        journey.console.say(line)
-    for name, why in missing.items():
-        journey.console.say(f"left out: {name}, as {why}")
+    source = "bundled" if data is None else str(data)
+    with opened_run(folder, console) as journey:
+        result = _asked(journey, CHAT, exams, source, {"missing": missing})
+        for line in [*table(result), *one_letter(result)]:
+            journey.console.say(line)
+        for name, why in missing.items():
+            journey.console.say(f"left out: {name}, as {why}")
     return result
+
+
+def _asked(
+    journey: Journey, suite: Suite, exams: Sequence[ChatExam], source: str, more: Mapping[str, Any]
+) -> dict[str, Any]:
+    def ask(engine: Engine, tokenizer: Tokenizer, done: Callable[[int], None]) -> dict[str, Any]:
+        return evaluate(engine, tokenizer, exams, done, journey.runtime.processes) | dict(more)
+
+    return ask_run(journey, suite, sum(len(exam.items) for exam in exams), source, ask)
 
 
 def one_letter(result: Mapping[str, Any]) -> list[str]:
@@ -66,14 +73,8 @@ def evaluate_own(
 ) -> dict[str, Any]:
     """The same with the user's questions, a file or a folder of them; writes `evaluate/own-NAME.json`."""
     exams = read_own_exams(path, limit)
-    journey = open_run(folder, console)
-    result = ask_run(
-        journey,
-        own_suite(path),
-        sum(len(exam.items) for exam in exams),
-        str(path),
-        lambda engine, tokenizer, done: evaluate(engine, tokenizer, exams, done),
-    )
-    for line in table(result):
-        journey.console.say(line)
+    with opened_run(folder, console) as journey:
+        result = _asked(journey, own_suite(path), exams, str(path), {})
+        for line in table(result):
+            journey.console.say(line)
     return result

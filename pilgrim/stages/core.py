@@ -13,7 +13,7 @@ from pilgrim.evals.clean import with_clean
 from pilgrim.evals.core import evaluate, read_exams
 from pilgrim.evals.core_tasks import BUNDLED, find_folder
 from pilgrim.infer.engine import Engine
-from pilgrim.stages.answers import Suite, ask_run, open_run, table
+from pilgrim.stages.answers import Suite, ask_run, opened_run, table
 from pilgrim.stages.contamination import overlap_lines, overlaps_of
 from pilgrim.stages.journey import only_writer
 from pilgrim.text.tokenizer import Tokenizer
@@ -35,20 +35,21 @@ def evaluate_core(
     that are not in it by themselves. Raises DataError for items that can't be scored, CheckpointError
     without a trained model.
     """
-    journey = open_run(folder, console)
-    data = data or find_folder(journey.recipe.eval.core)
-    exams = read_exams(data, limit)
-    with only_writer(folder):
-        overlaps = overlaps_of(journey, exams) if contamination else None
+    with opened_run(folder, console) as journey:
+        processes = journey.runtime.processes
+        data = data or find_folder(journey.recipe.eval.core)
+        exams = read_exams(data, limit)
+        with only_writer(folder, processes):
+            overlaps = processes.by_first(lambda: overlaps_of(journey, exams)) if contamination else None
 
-    def ask(engine: Engine, tokenizer: Tokenizer, done: Callable[[int], None]) -> dict[str, Any]:
-        found = evaluate(engine, tokenizer, exams, done)
-        return found if overlaps is None else with_clean(found, overlaps)
+        def ask(engine: Engine, tokenizer: Tokenizer, done: Callable[[int], None]) -> dict[str, Any]:
+            found = evaluate(engine, tokenizer, exams, done, processes)
+            return found if overlaps is None else with_clean(found, overlaps)
 
-    items = sum(exam.asked for exam in exams)
-    result = ask_run(journey, CORE, items, "bundled" if data == BUNDLED else str(data), ask)
-    for line in [*table(result), *overlap_lines(result)]:
-        journey.console.say(line)
-    if result["missing"]:
-        journey.console.say(f"no data for {', '.join(result['missing'])}: docs/evals.md says where it is")
+        items = sum(exam.asked for exam in exams)
+        result = ask_run(journey, CORE, items, "bundled" if data == BUNDLED else str(data), ask)
+        for line in [*table(result), *overlap_lines(result)]:
+            journey.console.say(line)
+        if result["missing"]:
+            journey.console.say(f"no data for {', '.join(result['missing'])}: docs/evals.md says where it is")
     return result

@@ -14,10 +14,11 @@ from pilgrim.data.conversations import Prompt, read_prompts
 from pilgrim.data.loader import one_pass
 from pilgrim.evals.behaviour import Reply, measure
 from pilgrim.evals.compression import bits
+from pilgrim.infer.dealing import dealt_replies
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.load import TRAINED_STAGES, load_engine, load_model
 from pilgrim.infer.sampling import Sampling
-from pilgrim.stages.journey import Journey, finished, only_writer, refuse_older, run_stage
+from pilgrim.stages.journey import Journey, console_of, finished, only_writer, refuse_older, run_stage
 from pilgrim.stages.recipe import Recipe
 from pilgrim.stages.shards import bits_by_source, run_tokenizer, token_set
 from pilgrim.text.chat import Message, render_prompt
@@ -56,7 +57,8 @@ def run(journey: Journey) -> dict[str, Any]:
         refuse = refuse_older(journey, "sft")
         engine = load_engine(journey.folder / "sft", tokenizer, runtime, on_damage=refuse)
         result |= behaviour(journey, engine, tokenizer)
-    write_json_atomic(journey.stage_folder("evaluate") / "result.json", result)
+    if runtime.processes.first:
+        write_json_atomic(journey.stage_folder("evaluate") / "result.json", result, journey.may_write)
     shares = {name: share["share"] for name, share in result.get("behaviour", {}).items()}
     return {f"{stage}_bpb": v["bpb"] for stage, v in result["bpb"].items()} | shares
 
@@ -84,7 +86,8 @@ def behaviour(journey: Journey, engine: Engine, tokenizer: Tokenizer) -> dict[st
 
         def reply_for(conversations: Sequence[Sequence[Message]]) -> list[Reply]:
             ids = [render_prompt(messages, tokenizer) for messages in conversations]
-            replies = engine.generate(ids, sampling, stop_ids=(tokenizer.im_end_id, tokenizer.eot_id))
+            stop_ids = (tokenizer.im_end_id, tokenizer.eot_id)
+            replies = dealt_replies(engine, ids, sampling, stop_ids, journey.runtime.processes)
             progress.advance(len(replies))
             return [Reply(r.ids, tokenizer.decode(r.ids), r.ended) for r in replies]
 
@@ -114,7 +117,8 @@ def _that_fit(journey: Journey, file: str, engine: Engine, tokenizer: Tokenizer)
 def evaluate_run(folder: Path, console: Console | None = None) -> dict[str, Any]:
     """Evaluate a finished run once more, with its own recipe; returns the new summary."""
     recipe = build(Recipe, load_toml(folder / "recipe.toml"), str(folder / "recipe.toml"))
-    journey = Journey(recipe, folder, machine.start(recipe.runtime, recipe.seed), console or Console())
-    with only_writer(folder):
-        run_stage(journey, "evaluate", again=True)
-    return finished(journey, "evaluate")
+    with machine.started(recipe.runtime, recipe.seed) as runtime:
+        journey = Journey(recipe, folder, runtime, console_of(runtime, console))
+        with only_writer(folder, runtime.processes):
+            run_stage(journey, "evaluate", again=True)
+        return runtime.processes.by_first(lambda: finished(journey, "evaluate"))

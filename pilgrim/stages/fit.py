@@ -29,7 +29,7 @@ class Room:
 
 def check(recipe: Recipe, runtime: Runtime) -> list[str]:
     """Notes about the device's memory. Raises SettingsError if the (resolved) recipe cannot fit."""
-    room = _room(runtime.device)
+    room = _room(runtime.device, runtime.processes.count)
     config = recipe.model.config(recipe.tokenizer.vocab_size)
     needed = training_bytes(
         config,
@@ -38,13 +38,15 @@ def check(recipe: Recipe, runtime: Runtime) -> list[str]:
         runtime.compile,
         recompute=recipe.runtime.checkpoint_activations,
         state_bytes=BYTES[recipe.optim.state],
+        parallel=runtime.parallel,
+        processes=runtime.processes.count,
     )
-    if why := cannot_fit(recipe, needed, room):
+    if why := cannot_fit(recipe, needed, room, runtime.processes.count > 1):
         raise SettingsError(why)
     return [f"{room.taken[0].upper()}{room.taken[1:]}."] if room.taken else []
 
 
-def cannot_fit(recipe: Recipe, needed: TrainingBytes, room: Room) -> str | None:
+def cannot_fit(recipe: Recipe, needed: TrainingBytes, room: Room, of_several: bool = False) -> str | None:
     """The sentence for a recipe that needs more memory than there is; None if it may fit."""
     if needed.total <= room.free_bytes:
         return None
@@ -67,11 +69,17 @@ def cannot_fit(recipe: Recipe, needed: TrainingBytes, room: Room) -> str | None:
             f"{sentence}; {first}lower model.context = {recipe.model.context}, "
             f"or model.depth = {recipe.model.depth}"
         )
-    return f"{sentence}; lower model.depth = {recipe.model.depth}"
+    divide = (
+        'write runtime.parallel = "fsdp", or ' if of_several and recipe.runtime.parallel != "fsdp" else ""
+    )
+    return f"{sentence}; {divide}lower model.depth = {recipe.model.depth}"
 
 
-def _room(device: torch.device) -> Room:
-    """A CPU's memory counts whole: what other programs hold of it can be moved to disk."""
+def _room(device: torch.device, processes: int) -> Room:
+    """A CPU's memory counts whole: what other programs hold of it can be moved to disk.
+
+    Each of several processes has a GPU of its own, but they share a CPU's memory.
+    """
     if device.type == "cuda":
         found = machine.gpu_occupancy()
         return Room(found.name, found.total_bytes, found.free_bytes, gpu.crowded(found))
@@ -79,4 +87,4 @@ def _room(device: torch.device) -> Room:
         most = torch.mps.recommended_max_memory()
         return Room(machine.processor_name(), most, most)
     total, _ = machine.memory_bytes()
-    return Room("this machine", total, total)
+    return Room("this machine" if processes == 1 else "each process", total // processes, total // processes)

@@ -4,23 +4,29 @@
 
 A stage reads the folders of those before it and writes its own; it is finished when DONE.json stands in
 it. Stages never hand each other Python objects, so the walk can stop anywhere, and goes on from there.
+
+Several processes (core/processes.py) walk through all of it together, and see one folder. The first writes,
+and does by itself what can't be divided, tokenizer and shards among it; the others wait for it.
 """
 
 import fcntl
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from pilgrim.core import fence as fences
 from pilgrim.core import runtime as machine
 from pilgrim.core.config import build, differences, dump_toml, load_toml
 from pilgrim.core.console import Console
 from pilgrim.core.errors import ChangedRecipe, CheckpointError, PilgrimError, SettingsError
+from pilgrim.core.fence import Fence
 from pilgrim.core.files import explained, read_json, sha256_file, write_atomic, write_json_atomic
+from pilgrim.core.processes import ALONE, Processes
 from pilgrim.core.runlog import RunLog, write_provenance
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.sources import find
@@ -37,6 +43,7 @@ STAGES = {
     "sft": "learn to answer, and to stop",
     "evaluate": "measure what was reached",
 }
+BY_FIRST = ("tokenizer", "shards")  # what one process does while the others wait
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,12 @@ class Journey:
     folder: Path
     runtime: Runtime
     console: Console
+    fence: Fence | None = None  # None for who only looks on
+
+    def may_write(self) -> None:
+        """Raises Fenced if the run was started again meanwhile."""
+        if self.fence:
+            self.fence.check()
 
     def stage_folder(self, stage: str) -> Path:
         """Where a stage writes; made if it is not there."""
@@ -76,32 +89,50 @@ def run_journey(
     stages = chosen(recipe, only, until)
     if not begun(runs / recipe.name):
         _data_files(recipe)  # what is missing is told before anything else is done
-    runtime = machine.start(recipe.runtime, recipe.seed)
-    refuse_impossible_training(recipe, runtime)
-    journey = Journey(recipe, runs / recipe.name, runtime, console or Console())
-    notes = list(runtime.notes)
-    if any(stage in TRAINED and not _done(journey.folder, stage) for stage in stages):
-        notes += fit.check(recipe, runtime)
-    with only_writer(journey.folder):
-        if begun(journey.folder):
-            refuse_changes(journey.folder, recipe, accept_changes)
-        else:
-            hashes = {name: sha256_file(file) for name, file in _data_files(recipe).items()}
-            write_provenance(journey.folder, command=sys.argv, seed=recipe.seed, data_hashes=hashes)
-        _tidy(journey.folder)
-        write_atomic(journey.folder / "recipe.toml", dump_toml(recipe))
-        for note in notes:
-            journey.console.say(note)
-        for stage in stages:
-            run_stage(journey, stage, again=stage == only)
-        journey.console.say(f"report: {write_report(journey.folder)}")
+    with machine.started(recipe.runtime, recipe.seed) as runtime:
+        refuse_impossible_training(recipe, runtime)
+        journey = Journey(recipe, runs / recipe.name, runtime, console_of(runtime, console))
+        notes = list(runtime.notes)
+        if any(stage in TRAINED and not _done(journey.folder, stage) for stage in stages):
+            notes += fit.check(recipe, runtime)
+        with only_writer(journey.folder, runtime.processes):
+            fence = runtime.processes.by_first(lambda: fences.take(journey.folder))
+            journey = replace(journey, fence=fence)
+            runtime.processes.by_first(lambda: _begin(journey, accept_changes))
+            for note in notes:
+                journey.console.say(note)
+            for stage in stages:
+                run_stage(journey, stage, again=stage == only)
+            report = runtime.processes.by_first(lambda: write_report(journey.folder))
+            journey.console.say(f"report: {report}")
     return journey.folder
+
+
+def _begin(journey: Journey, accept_changes: bool) -> None:
+    """Leave recipe and provenance in the run's folder, or refuse to go on with another recipe."""
+    recipe, folder = journey.recipe, journey.folder
+    if begun(folder):
+        refuse_changes(folder, recipe, accept_changes, journey.fence)
+    else:
+        hashes = {name: sha256_file(file) for name, file in _data_files(recipe).items()}
+        write_provenance(folder, command=sys.argv, seed=recipe.seed, data_hashes=hashes)
+    write_atomic(folder / "recipe.toml", dump_toml(recipe))
+
+
+def console_of(runtime: Runtime, console: Console | None) -> Console:
+    """Of several processes one talks to the person."""
+    return (console or Console()) if runtime.processes.first else Console(quiet=True)
 
 
 def refuse_impossible_training(recipe: Recipe, runtime: Runtime) -> None:
     """Raises SettingsError, before anything is done, for kernels that this machine or network can't have."""
     config = recipe.model.config(recipe.tokenizer.vocab_size)
     refuse_impossible(runtime, config)
+    if runtime.parallel == "fsdp" and recipe.optim.state == "8bit":
+        raise SettingsError(
+            'optim.state = "8bit" keeps blocks of 256 numbers, which runtime.parallel = "fsdp" cuts up; '
+            'write optim.state = "bf16", or runtime.parallel = "zero"'
+        )
     if runtime.fp8:
         trained = [t for t in (recipe.pretrain, recipe.midtrain, recipe.sft) if t is not None]
         for settings in trained:
@@ -127,17 +158,20 @@ def chosen(recipe: Recipe, only: str | None, until: str | None) -> list[str]:
 
 def run_stage(journey: Journey, stage: str, again: bool = False) -> None:
     """Run one stage unless it is done, and note that it is. `again` evaluates a second time when asked."""
-    if _done(journey.folder, stage) and not (again and stage == "evaluate"):
+    processes = journey.runtime.processes
+    done_before = processes.by_first(lambda: _done(journey.folder, stage))
+    if done_before and not (again and stage == "evaluate"):
         journey.console.say(f"{stage}: done before")
         return
     done = journey.stage_folder(stage) / "DONE.json"
     journey.console.stage(stage, STAGES[stage])
     began = time.perf_counter()
     work: Callable[[Journey], dict[str, Any]] = import_module(f"pilgrim.stages.{stage}").run
-    summary = work(journey)
+    summary = processes.by_first(lambda: work(journey)) if stage in BY_FIRST else work(journey)
     # A stage that goes on where it was stopped counts for itself, with the time before it was stopped.
     elapsed_s = summary.pop("elapsed_s", time.perf_counter() - began)
-    write_json_atomic(done, {"stage": stage, "elapsed_s": elapsed_s, "summary": summary})
+    row = {"stage": stage, "elapsed_s": elapsed_s, "summary": summary}
+    processes.by_first(lambda: write_json_atomic(done, row, journey.may_write))
 
 
 def _done(run: Path, stage: str) -> bool:
@@ -175,7 +209,7 @@ def begun(folder: Path) -> bool:
     return any(folder.glob("*/DONE.json")) or any(folder.glob("*/checkpoints/step_*"))
 
 
-def refuse_changes(folder: Path, recipe: Recipe, accept_changes: bool) -> None:
+def refuse_changes(folder: Path, recipe: Recipe, accept_changes: bool, fence: Fence | None = None) -> None:
     """Refuse a resolved recipe that differs from the run's, unless that is accepted."""
     file = folder / "recipe.toml"
     changes = differences(build(Recipe, load_toml(file), str(file)), recipe)
@@ -186,36 +220,44 @@ def refuse_changes(folder: Path, recipe: Recipe, accept_changes: bool) -> None:
             "which leaves finished stages as they are"
         )
     if changes:  # what the run was before is not forgotten
-        RunLog(folder).event("changed_recipe", changes=changes)
+        RunLog(folder, fence).event("changed_recipe", changes=changes)
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path, processes: Processes = ALONE) -> Iterator[None]:
     """Hold the run's folder, which is made if it is not there; a process that was killed holds nothing.
 
-    Raises PilgrimError if another process holds it, or if it can't be written to.
+    This keeps out another process of this machine. What a lock does not reach is kept out by a fence.
+
+    Of the processes of a run, the first does that for all.
+
+    Raises PilgrimError if another run holds it, or if it can't be written to.
     """
+    with ExitStack() as held:
+
+        def hold() -> None:
+            held.enter_context(_locked(folder))
+
+        processes.by_first(hold)
+        yield
+
+
+def _locked(folder: Path) -> IO[str]:
+    """The lock, held as long as this is open."""
     with explained("made", folder):
         folder.mkdir(parents=True, exist_ok=True)
     file = folder / ".lock"
     with explained("written", file):
         lock = file.open("a")
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise PilgrimError(
-                f"{folder}: another process is at work in this run; "
-                "wait for it, or give this one another name with name=…"
-            ) from error
-        yield
-
-
-def _tidy(folder: Path) -> None:
-    """Remove the temporary files of writers that were killed."""
-    for left in folder.rglob(".tmp-*"):
-        if left.is_file():
-            left.unlink()
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise PilgrimError(
+            f"{folder}: another process is at work in this run; "
+            "wait for it, or give this one another name with name=…"
+        ) from error
+    return lock
 
 
 def _data_files(recipe: Recipe) -> dict[str, Path]:

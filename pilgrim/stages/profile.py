@@ -33,7 +33,7 @@ from pilgrim.lab.profile.findings import Findings
 from pilgrim.lab.profile.steps import GenerationSteps, TrainingSteps, Work
 from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
-from pilgrim.stages.journey import Journey, only_writer, run_journey
+from pilgrim.stages.journey import Journey, console_of, only_writer, run_journey
 from pilgrim.stages.recipe import TRAINED, Recipe, load_recipe
 from pilgrim.stages.shards import run_tokenizer
 from pilgrim.stages.training import ATTENTION, Plan, assemble
@@ -57,34 +57,40 @@ def profile_stage(
 ) -> tuple[Findings, Path]:
     """Profile a stage and write `profile.json` and what it was made from; returns findings and folder.
 
+    Several processes make the steps together, and the first looks at its own.
+
     Raises PilgrimError in one sentence for what the user can mend.
     """
-    console = console or Console()
     recipe = load_recipe(recipe_file, overrides)
     check(recipe, stage, steps, warmup)
     run = runs / recipe.name
-    if not (run / "shards" / "DONE.json").exists():
-        run_journey(recipe_file, overrides, until="shards", runs=runs, console=console)
-    refuse_other_data(run, recipe)
-    runtime = machine.start(recipe.runtime, recipe.seed)
-    journey = Journey(recipe, run, runtime, console)
-    folder = out or run / "profile" / stage
-    with explained("made", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with only_writer(run):  # what else works in this run would be measured along
-        console.stage("profile", f"{steps} steps of {stage}, after {warmup} to warm up")
-        with TemporaryDirectory() as notes:  # what a stage would note in the run's folder
-            work, beginning = _work(journey, stage, TIMES_STEPS * steps + warmup + EAGER_STEPS, Path(notes))
-            with closing(work):
-                captured = capture(work, runtime.device, steps, warmup, folder)
-                setting = _setting(recipe, stage, work, runtime, beginning)
-        limits = peaks.measured(runtime.device, runtime.dtype)
-        findings = analyse(captured, setting, limits)
-        findings.save(folder / "profile.json")
-        write_atomic(folder / "recipe.toml", dump_toml(recipe))  # for comparing with another profile
-        hashes = read_json(run / "provenance.json")["data_sha256"]  # of the run, whose token sets these are
-        write_provenance(folder, command=sys.argv, seed=recipe.seed, data_hashes=hashes)
-    return findings, folder
+    with machine.started(recipe.runtime, recipe.seed) as runtime:
+        processes, console = runtime.processes, console_of(runtime, console)
+        if not processes.by_first((run / "shards" / "DONE.json").exists):
+            run_journey(recipe_file, overrides, until="shards", runs=runs, console=console)
+        refuse_other_data(run, recipe)
+        journey = Journey(recipe, run, runtime, console)
+        folder = out or run / "profile" / stage
+        with explained("made", folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with only_writer(run, processes):  # what else works in this run would be measured along
+            console.stage("profile", f"{steps} steps of {stage}, after {warmup} to warm up")
+            with TemporaryDirectory() as notes:  # what a stage would note in the run's folder
+                made = TIMES_STEPS * steps + warmup + EAGER_STEPS
+                work, beginning = _work(journey, stage, made, Path(notes))
+                with closing(work):
+                    captured = capture(work, runtime.device, steps, warmup, folder, processes.first)
+                    setting = _setting(recipe, stage, work, runtime, beginning)
+
+            def conclude() -> Findings:
+                findings = analyse(captured, setting, peaks.measured(runtime.device, runtime.dtype))
+                findings.save(folder / "profile.json")
+                write_atomic(folder / "recipe.toml", dump_toml(recipe))  # for comparing with another profile
+                hashes = read_json(run / "provenance.json")["data_sha256"]  # of the run: these token sets
+                write_provenance(folder, command=sys.argv, seed=recipe.seed, data_hashes=hashes)
+                return findings
+
+            return processes.by_first(conclude), folder
 
 
 def check(recipe: Recipe, stage: str, steps: int, warmup: int) -> None:

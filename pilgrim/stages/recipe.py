@@ -22,6 +22,7 @@ from pilgrim.model.count import parameters
 from pilgrim.optim import scaling
 from pilgrim.optim.groups import OptimSettings
 from pilgrim.train.grow import GrowSettings, mean_tokens
+from pilgrim.train.health import HealthSettings
 from pilgrim.train.settings import TrainSettings
 
 T = TypeVar("T", bound=TrainSettings)
@@ -93,6 +94,7 @@ class Recipe(Settings):
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     optim: OptimSettings = OptimSettings()
+    health: HealthSettings = HealthSettings()
     pretrain: PretrainSettings = PretrainSettings()
     midtrain: MidtrainSettings | None = None
     sft: TrainSettings | None = None
@@ -126,6 +128,12 @@ class Recipe(Settings):
             raise ValueError(
                 "sft.steps is missing: it depends on the conversations, not on model.depth; try 200"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _health_is_consistent(self) -> "Recipe":
+        if what := self.health.contradiction():
+            raise ValueError(what)
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from pilgrim.data.conversations import Conversation, read_conversations
 from pilgrim.data.shards import Document, TokenSet, open_token_set, write_token_set
 from pilgrim.data.sources import Text, split
 from pilgrim.evals.compression import as_json, by_source
+from pilgrim.infer.load import load_tokenizer
 from pilgrim.stages.journey import Journey, finished
 from pilgrim.text.chat import render
 from pilgrim.text.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ def run_tokenizer(journey: Journey) -> tuple[Tokenizer, str]:
     """The run's tokenizer and the hash that its token sets carry."""
     finished(journey, "tokenizer")
     folder = journey.folder / "tokenizer"
-    return Tokenizer.load(folder), sha256_file(folder / "tokenizer.json")
+    return load_tokenizer(journey.folder), sha256_file(folder / "tokenizer.json")
 
 
 def token_set(journey: Journey, name: str) -> TokenSet:

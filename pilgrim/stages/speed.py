@@ -5,6 +5,8 @@ second time to save memory, not masked scores, not padding. So a step can't look
 it must. Divided by the peak that was measured here, that is `mfu`; by what the maker promises, `mfu_spec`,
 which is missing where the maker or our table says nothing (core/peaks.py).
 
+Several processes together are compared with as many peaks.
+
 The peak is measured once in a run, in less than a second, and kept in the run's folder: a resumed run is
 judged like it was before, unless it goes on with another machine.
 """
@@ -33,7 +35,8 @@ def shares_of_peak(run: Path, config: ModelConfig, runtime: Runtime) -> Shares:
         divisors["mfu_spec"] = promised
 
     def shares(tokens_per_s: float) -> dict[str, float]:
-        return {name: tokens_per_s * flops_per_token / peak for name, peak in divisors.items()}
+        each = tokens_per_s / runtime.processes.count
+        return {name: each * flops_per_token / peak for name, peak in divisors.items()}
 
     return shares
 

@@ -12,6 +12,7 @@ from pilgrim.core import machine
 from pilgrim.core.files import read_json, write_json_atomic
 from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.core.runtime import Runtime
+from pilgrim.core.watchdog import Watchdog, stacks_file
 from pilgrim.data.loader import Batch, PackedRows, Rows, one_pass
 from pilgrim.data.shards import TokenSet
 from pilgrim.infer.load import load_model
@@ -26,10 +27,10 @@ from pilgrim.stages.shards import bits_by_source, run_tokenizer, token_set
 from pilgrim.stages.speed import shares_of_peak
 from pilgrim.stages.watching import Watching
 from pilgrim.train.fit import MicroBatch
-from pilgrim.train.keeping import load_weights
+from pilgrim.train.keeping import State, load_weights
 from pilgrim.train.loop import Loop, Parts
+from pilgrim.train.parallel import in_parallel, losses_of
 from pilgrim.train.settings import TrainSettings
-from pilgrim.train.step import compiled_token_losses
 from pilgrim.train.validation import ByDocument, validate
 
 ATTENTION = "attention.json"  # which backend was the fastest
@@ -55,7 +56,9 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
     recipe, runtime, settings = journey.recipe, journey.runtime, plan.settings
     assert settings.rows is not None
     tokenizer, _ = run_tokenizer(journey)
-    model = Transformer(recipe.model.config(tokenizer.vocab_size)).to(runtime.device)
+    model = Transformer(recipe.model.config(tokenizer.vocab_size))
+    if runtime.parallel != "fsdp":  # else only slices of it will go there
+        model = model.to(runtime.device)
     model.recompute = recipe.runtime.checkpoint_activations
     begin(model)
     if runtime.fp8:
@@ -71,10 +74,13 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         context = recipe.model.context
         return one_pass(tokens, context, tokenizer.eot_id, micro.rows(settings.rows, context))
 
-    folder, log = journey.folder / plan.stage, RunLog(notes / plan.stage)
-    rows = micro.rows(settings.rows, model.config.context)
+    folder, log = (
+        journey.folder / plan.stage,
+        RunLog(notes / plan.stage, journey.fence, runtime.processes.first),
+    )
+    rows = micro.rows(runtime.processes.share(settings.rows), model.config.context)
     attention = chosen_attention(journey, model.config, rows, log, notes)
-    losses = compiled_token_losses(runtime, attention.backend)
+    parallel = in_parallel(model, losses_of(model, runtime, attention.backend), runtime)
     held_out = {"": token_set(journey, "val")}
     if plan.chat:
         held_out["chat_"] = token_set(journey, "chat_val")
@@ -87,20 +93,20 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         sources: dict[str, Any] = {}
         for prefix, tokens in held_out.items():
             each = ByDocument(tokens.documents)
-            v = validate(model, once(tokens), token_bytes, losses, runtime, each)
+            v = validate(model, once(tokens), token_bytes, parallel.measured, runtime, each)
             measures |= {f"{prefix}bpb": v.bpb, f"{prefix}loss": v.loss}
             sources[f"{prefix}sources"] = bits_by_source(tokens, each)
         if not all(map(math.isfinite, measures.values())):  # the weights are spoiled, and the loop stops
             return dict(measures)
         return measures | sources | watching.look(model, step)
 
-    optimizers = Optimizers(model, recipe.optim, runtime.dtype, runtime.compile)
+    optimizers = Optimizers(model, recipe.optim, runtime.dtype, runtime.compile, runtime.parallel)
     return Parts(
         model,
         optimizers,
         recipe.optim,
         plan.rows(packed),
-        losses,
+        parallel.losses,
         micro,
         evaluate,
         runtime,
@@ -108,6 +114,8 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         folder,
         log,
         journey.console,
+        quietly=parallel.quietly,
+        health=recipe.health,
     )
 
 
@@ -115,9 +123,19 @@ def train_stage(journey: Journey, plan: Plan) -> dict[str, Any]:
     """Train one stage and return its summary."""
     parts = assemble(journey, plan, plan.begin, journey.folder)
     folder = journey.stage_folder(plan.stage)
-    parts = replace(parts, shares=shares_of_peak(journey.folder, parts.model.config, journey.runtime))
+    processes = journey.runtime.processes
+    if processes.first:
+        parts = replace(parts, shares=shares_of_peak(journey.folder, parts.model.config, journey.runtime))
+    if processes.count > 1:
+        parts.log.event("processes", count=processes.count, parallel=journey.runtime.parallel)
+    watchdog = Watchdog(stacks_file(journey.folder, processes.rank), journey.recipe.runtime.hang_s)
+    parts = replace(parts, watchdog=watchdog)
     state = Loop(parts).run()
     parts.log.event("done", step=state.step)
+    return processes.by_first(lambda: _summary(parts, folder, state))
+
+
+def _summary(parts: Parts, folder: Path, state: State) -> dict[str, Any]:
     last = read_rows(folder / "metrics.jsonl")[-1]
     final = read_rows(folder / "evals.jsonl")[-1]
     return {
@@ -136,15 +154,22 @@ def train_stage(journey: Journey, plan: Plan) -> dict[str, Any]:
 def chosen_attention(journey: Journey, config: ModelConfig, rows: int, log: RunLog, notes: Path) -> Choice:
     """The attention backend for microbatches of `rows` rows, timed once in a run for a machine and a shape.
 
+    Several processes take what the first finds.
+
     It is remembered in `notes`, the run's folder, because two backends round differently: a resumed run shall
     go on with the one it began with, even if a second timing would prefer another.
     """
+    found = journey.runtime.processes.by_first(lambda: _found_attention(journey, config, rows, log, notes))
+    return activated(found)
+
+
+def _found_attention(journey: Journey, config: ModelConfig, rows: int, log: RunLog, notes: Path) -> Choice:
     runtime, file = journey.runtime, notes / ATTENTION
     key = attention_key(runtime, config, rows)
     known: list[dict[str, Any]] = read_json(file) if file.exists() else []
     before = next((entry for entry in known if entry["for"] == key), None)
     if before is not None and trouble(before["backend"], runtime, config) is None:
-        return activated(Choice(before["backend"], before["milliseconds"], before["left_out"]))
+        return Choice(before["backend"], before["milliseconds"], before["left_out"])
     choice = choose(runtime, config, rows)
     if runtime.device.type == "cuda" or runtime.attention != "auto":  # elsewhere there is nothing to choose
         log.event("attention", **asdict(choice))
@@ -160,7 +185,7 @@ def attention_key(runtime: Runtime, config: ModelConfig, rows: int) -> dict[str,
     return {
         "machine": (machine.gpu() or {}).get("name", runtime.device.type),
         "torch": str(torch.__version__),
-        "asked": [runtime.attention, str(runtime.dtype), runtime.compile],
+        "asked": [runtime.attention, str(runtime.dtype), runtime.compile, runtime.deterministic],
         "shape": [rows, config.context, config.heads, config.kv_heads, config.head_size, *config.windows],
     }
 

@@ -14,6 +14,7 @@ is told, tried once more in smaller parts, which gives the same answers, and the
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,16 +22,17 @@ import torch
 
 from pilgrim.core.errors import DataError
 from pilgrim.core.runlog import RunLog, read_rows
-from pilgrim.evals.core import Exam, evaluate, read_exams
+from pilgrim.evals.core import Answer, Exam, answered, read_exams, result_of
 from pilgrim.evals.core_tasks import TASKS, find_folder
 from pilgrim.evals.scoring import TOKENS_PER_PASS
-from pilgrim.infer.engine import Engine
+from pilgrim.infer.engine import Engine, Reply
 from pilgrim.infer.sampling import Sampling
 from pilgrim.model.transformer import Transformer
 from pilgrim.stages.contamination import in_training_text
 from pilgrim.stages.journey import Journey
 from pilgrim.text.chat import Message, render_prompt
 from pilgrim.text.tokenizer import Tokenizer
+from pilgrim.train.parallel import plain_copy
 
 T = TypeVar("T")
 
@@ -61,23 +63,51 @@ class Watching:
         self.left_out: dict[str, int] = {}
 
     def look(self, model: Transformer, step: int) -> dict[str, Any]:
-        """Sample, ask what is due, and return what was measured: {} or {"watch": {task: its accuracy, …}}."""
-        self._within_memory("samples", step, ROWS, lambda rows: self._sample(model, step, rows))
+        """Sample, ask what is due, and return what was measured: {} or {"watch": {task: its accuracy, …}}.
+
+        Several processes each write some of the samples, and ask some of the items.
+        """
+        runtime = self.journey.runtime
+        model = plain_copy(model, runtime)
+        self._sample(model, step)
         if not self._due(step):
             return {}
-        exams = self._chosen(step)
-        asked = self._within_memory("watch", step, TOKENS, lambda tokens: self._ask(model, exams, tokens))
+        asked = self._accuracies(model, step)
         return {} if asked is None else {"watch": asked}
+
+    def _accuracies(self, model: Transformer, step: int) -> dict[str, Any] | None:
+        """{task: {"accuracy", "standard_error", "low", "high", "n", "chance", "left_out"}}."""
+        processes = self.journey.runtime.processes
+        exams = processes.by_first(lambda: self._chosen(step))
+        mine = [exam.only(processes.dealt(exam.places)) for exam in exams]
+
+        def ask(tokens_per_pass: int) -> list[list[Answer]]:
+            engine = Engine(model, self.journey.runtime)
+            return answered(engine, self.tokenizer, mine, tokens_per_pass=tokens_per_pass)
+
+        answers = self._within_memory("watch", step, TOKENS, ask)
+        if answers is None:
+            return None
+        result = result_of(exams, [processes.collected(found) for found in answers])
+        return {
+            name: {key: task[key] for key in KEPT} | {"left_out": self.left_out.get(name, 0)}
+            for name, task in result["tasks"].items()
+        }
 
     def _within_memory(
         self, what: str, step: int, sizes: tuple[int, int], attempt: Callable[[int], T]
     ) -> T | None:
-        """`attempt` at the first size or, if memory does not suffice, at the second; else None."""
+        """`attempt` at the first size or, if memory does not suffice, at the second; else None.
+
+        What one of several processes has no memory for, none does; so `attempt` must not talk to the others.
+        """
         for size in sizes:
-            try:
-                return attempt(size)
-            except torch.OutOfMemoryError:
-                pass  # left before anything else is done, as the error holds on to all that was computed
+            found: T | None = None
+            with suppress(torch.OutOfMemoryError):
+                found = attempt(size)
+            # Outside of there, as the error holds on to all that was computed.
+            if self.journey.runtime.processes.least(int(found is not None)):
+                return found
             if self.journey.runtime.device.type == "cuda":
                 torch.cuda.empty_cache()
             skipped = size == sizes[-1]
@@ -90,24 +120,33 @@ class Watching:
 
     # Samples --------------------------------------------------------------------------------------
 
-    def _sample(self, model: Transformer, step: int, rows: int) -> None:
-        """Write what the model makes of the fixed prompts, `rows` of them at a time."""
+    def _sample(self, model: Transformer, step: int) -> None:
+        """Write what the model makes of the fixed prompts."""
         settings, tokenizer = self.journey.recipe.eval, self.tokenizer
         prompts = {p: [tokenizer.eot_id, *tokenizer.encode(p)] for p in settings.prompts}
         if self.chat:
             prompts |= {q: render_prompt([Message("user", q)], tokenizer) for q in settings.questions}
         written = {row["prompt"] for row in read_rows(self.stage / "samples.jsonl") if row["step"] == step}
-        engine = Engine(model, self.journey.runtime, rows)
         sampling = Sampling(
             temperature=settings.temperature,
             max_tokens=settings.sample_tokens,
             seed=self.journey.runtime.seed_for("samples"),
         )
-        replies = engine.generate(
-            list(prompts.values()), sampling, stop_ids=(tokenizer.eot_id, tokenizer.im_end_id)
-        )
-        for prompt, reply in zip(prompts, replies, strict=True):
-            if prompt not in written:  # a run that was killed between samples and evaluation made them before
+        processes = self.journey.runtime.processes
+        numbers = processes.dealt(range(len(prompts)))
+        some = [ids for number, ids in enumerate(prompts.values()) if number in numbers]
+
+        def replies(rows: int) -> list[Reply]:
+            """Of this process, so many at a time."""
+            engine = Engine(model, self.journey.runtime, rows)
+            return engine.generate(some, sampling, (tokenizer.eot_id, tokenizer.im_end_id), indices=numbers)
+
+        mine = self._within_memory("samples", step, ROWS, replies)
+        if mine is None:
+            return
+        for prompt, reply in zip(prompts, processes.collected(mine), strict=True):
+            # A run that was killed between samples and evaluation made them before.
+            if prompt not in written:
                 self.log.sample(step, prompt, tokenizer.decode(reply.ids))
 
     # Accuracy -------------------------------------------------------------------------------------
@@ -155,12 +194,3 @@ class Watching:
             clean.append(exam.only(places))
             self.left_out[exam.task.name] = exam.asked - len(places)
         return clean
-
-    def _ask(self, model: Transformer, exams: list[Exam], tokens_per_pass: int) -> dict[str, Any]:
-        """{task: {"accuracy", "standard_error", "low", "high", "n", "chance", "left_out"}}."""
-        engine = Engine(model, self.journey.runtime)
-        result = evaluate(engine, self.tokenizer, exams, tokens_per_pass=tokens_per_pass)
-        return {
-            name: {key: task[key] for key in KEPT} | {"left_out": self.left_out[name]}
-            for name, task in result["tasks"].items()
-        }

@@ -99,7 +99,10 @@ def measure(
     """The fit of `rows` rows of `context` tokens on this GPU. Leaves the weights alone, and no gradients.
 
     `later_bytes` are what training will allocate and keep besides: state that an optimizer does not have yet.
+    Where weights are sliced, processes compute together, and none can fail and go on by itself.
     """
+    if runtime.parallel == "fsdp":
+        return _measure_together(model, losses, runtime, later_bytes, rows, context)
     try:
         peak_1 = _peak_bytes(model, losses, runtime, 1, context)
     except torch.OutOfMemoryError:
@@ -108,15 +111,34 @@ def measure(
         peak_2 = _peak_bytes(model, losses, runtime, 2, context) if rows > 1 else 2 * peak_1
     except torch.OutOfMemoryError:
         peak_2 = float("inf")
-    model.zero_grad(set_to_none=True)
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(runtime.device)
-    budget = free + torch.cuda.memory_reserved(runtime.device) - MARGIN * total - later_bytes
+    budget = _budget(model, runtime, later_bytes)
     if peak_1 == float("inf"):
         raise too_little(
             f"one row of {context} tokens needs more than the {budget / GB:.1f} GB that are free"
         )
     return fit(peak_1, peak_2, budget, rows)
+
+
+def _measure_together(
+    model: Transformer, losses: TokenLosses, runtime: Runtime, later_bytes: int, rows: int, context: int
+) -> Fit:
+    try:
+        peak_1, peak_2 = (_peak_bytes(model, losses, runtime, n, context) for n in (1, min(2, rows)))
+    except torch.OutOfMemoryError:
+        peak_1 = float("inf")  # told below, outside: the error holds on to what it was computing
+    if peak_1 == float("inf"):
+        raise too_little(
+            f"two rows of {context} tokens at once are too many; write micro_rows = 1, and if that is"
+        )
+    return fit(peak_1, peak_2 if rows > 1 else 2 * peak_1, _budget(model, runtime, later_bytes), rows)
+
+
+def _budget(model: Transformer, runtime: Runtime, later_bytes: int) -> float:
+    """Bytes that training may use, gradients given back."""
+    model.zero_grad(set_to_none=True)
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(runtime.device)
+    return free + torch.cuda.memory_reserved(runtime.device) - MARGIN * total - later_bytes
 
 
 def _peak_bytes(model: Transformer, losses: TokenLosses, runtime: Runtime, rows: int, context: int) -> float:

@@ -1,8 +1,9 @@
 """What a checkpoint of training holds, and how it is put back.
 
-Everything that determines the future: weights, optimizer state, the loader's position, the step, and the
-size of a microbatch. Schedules are functions of the step, and random numbers have names (core/runtime.py), so
-there is nothing else to save.
+Everything that determines the future: weights, optimizer state, the loader's position, the step, the size of
+a microbatch, the recent course by which steps are judged, the best so far, and what was spent. Schedules, and
+what grows over a run, are functions of the step, and random numbers have names (core/runtime.py), so there is
+nothing else to save.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from pilgrim.core.checkpoint import Checkpoint, CheckpointStore
+from pilgrim.core.checkpoint_read import StoredTensors
 from pilgrim.core.errors import ChangedRecipe
+from pilgrim.core.slices import slice_like
 from pilgrim.data.loader import Position
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers
@@ -32,15 +35,30 @@ class State:
     data_wait_s: float = 0.0  # seconds spent waiting for batches, over all resumptions
     train_s: float = 0.0  # seconds spent in steps, over all resumptions
     elapsed_s: float = 0.0  # seconds spent on all of it, evaluations too, over all resumptions
+    device_s: float = 0.0  # the same, times the processes that ran at a time: what one pays for
+    best_bpb: float | None = None  # the lowest of the evaluations before this step
+    health: dict[str, Any] | None = None  # the recent course of loss and gradient norm (train/health.py)
+    faults: int = 0  # bad steps so far (train/faults.py)
+    faults_in_a_row: int = 0
+    fault_step: int = 0  # the last bad step
+    fault_updates: int = 0  # how many updates the weights had when the row of faults began
+    back_to: int = -1  # the step that was rolled back to; it stays known to be good
+
+
+# Of a State: they go on, also where all else is put back.
+COUNTS = ("faults", "faults_in_a_row", "fault_step", "fault_updates", "back_to")
 
 
 def keep(
     store: CheckpointStore, state: State, model: Transformer, optimizers: Optimizers, micro: MicroBatch
-) -> Path:
-    """Save all of it as the checkpoint of `state.step`; returns the folder."""
+) -> None:
+    """Begin to save all of it as the checkpoint of `state.step`; `store.wait` returns when that is durable.
+
+    Returns as soon as training may go on and change it.
+    """
     state.micro_tokens, state.micro_rows = micro.tokens, micro.given
     tensors = {"model": model.weights(), "optimizer": optimizers.tensors()}
-    return store.save(state.step, tensors, {**asdict(state), "model_config": model.config.model_dump()})
+    store.begin(state.step, tensors, {**asdict(state), "model_config": model.config.model_dump()})
 
 
 def put_back(found: Checkpoint, model: Transformer, optimizers: Optimizers, micro: MicroBatch) -> State:
@@ -67,8 +85,11 @@ def load_weights(
             f"{place}: the weights there are of a model of another shape ({', '.join(changes)}), and what "
             "is trained keeps its shape; go back to it, or give this run another name with name=…"
         )
-    model.load_weights(weights)
+    own = model.weights()
+    model.load_weights({name: slice_like(weights[name], own[name]) for name in weights})
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    if isinstance(weights, StoredTensors):  # which need not be read for that
+        return {name: weights.shape(name) for name in weights}
     return {name: tuple(weight.shape) for name, weight in weights.items()}

@@ -1,47 +1,51 @@
 """THE loop. Pretraining, midtraining and SFT differ in their rows and rates, not in how they train.
 
     at every step:     next batch -> gradients -> update -> a row of metrics
-    now and then:      check that losses are finite, save a checkpoint, evaluate and sample
+    now and then:      look at the losses, save a checkpoint, evaluate and sample
     always:            a stopped run goes on from its last checkpoint, to the same bits
 
-Everything that determines the future is in a checkpoint: weights, optimizer state, the loader's
-position, the step, and the size of a microbatch. Schedules are functions of the step, and random numbers
-have names (core/runtime.py), so there is nothing else to save.
+Everything that determines the future is in a checkpoint (train/keeping.py). Saving one stops training only
+for a copy: it is written in the background. It is durable before an evaluation goes on record, before the
+next one is saved, and before the loop ends, for whatever reason.
 
 Nothing in a step waits for the device, so that a GPU has its next work before it is done with this: batches
 are made ahead by a thread (data/prefetch.py) and counted before they are copied, and losses are looked at
-only now and then.
+only now and then. Whether a step is bad is found on the device (train/health.py), which can refuse its
+update; whatever else is to be done about it is done when it is looked at (train/faults.py).
 """
 
 import math
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import record_function
 
-from pilgrim.core.checkpoint import LATEST, CheckpointStore
+from pilgrim.core.checkpoint import CheckpointStore
 from pilgrim.core.compiling import keep_compiled
 from pilgrim.core.console import Console
+from pilgrim.core.errors import Stopped
 from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.core.runtime import Runtime
-from pilgrim.data.loader import Batch, Rows
+from pilgrim.core.watchdog import UNWATCHED, Watchdog
+from pilgrim.data.loader import Batch, Position, Rows
 from pilgrim.data.prefetch import Prefetch
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim import schedule
 from pilgrim.optim.groups import Optimizers, OptimSettings
+from pilgrim.train.faults import Diverged, Fault, Faults, RollBack, in_evaluation, in_step
 from pilgrim.train.fit import MicroBatch, blank, too_little
 from pilgrim.train.gradients import Gradients
 from pilgrim.train.grow import grown_batches, phase_at, phases
-from pilgrim.train.health import NonFiniteLoss
-from pilgrim.train.keeping import State, keep, put_back
+from pilgrim.train.health import Health, HealthSettings, Verdict, read
+from pilgrim.train.keeping import COUNTS, State, keep, put_back
 from pilgrim.train.settings import TrainSettings
-from pilgrim.train.step import StepResult, TokenLosses
-from pilgrim.train.stopping import stop_asked
+from pilgrim.train.step import Quietly, TokenLosses
+from pilgrim.train.stopping import Agreed, stop_asked
 
 LOOK_EVERY = 10  # steps between looks at the losses: each look waits for the device
 
@@ -63,13 +67,26 @@ class Parts:
     log: RunLog
     console: Console
     shares: Callable[[float], dict[str, float]] = lambda tokens_per_s: {}  # of the machine's peak
+    watchdog: Watchdog = UNWATCHED
+    quietly: Quietly = nullcontext  # around all microbatches but the last (train/parallel.py)
+    health: HealthSettings = field(default_factory=HealthSettings)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step, not looked at yet."""
+
+    step: int
+    position: Position | None  # of the loader, behind its batch
+    measured: dict[str, float]
+    verdict: Verdict
 
 
 @dataclass
 class Window:
     """What happened since the losses were last looked at."""
 
-    rows: list[tuple[int, dict[str, float], StepResult]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     tokens: int = 0
     began_s: float = field(default_factory=time.perf_counter)
 
@@ -82,49 +99,78 @@ class Loop:
         assert settings.rows and settings.steps
         self.parts, self.steps = parts, settings.steps
         self.phases = phases(settings.grow, settings.steps, settings.rows, parts.model.config.context)
-        self.store = CheckpointStore(parts.folder / "checkpoints")
+        self.processes = parts.runtime.processes
+        self.store = CheckpointStore(
+            parts.folder / "checkpoints", processes=self.processes, fence=parts.log.fence
+        )
         self.state = State()
         self.window = Window()
         self.gradients = Gradients(
-            parts.model, parts.losses, parts.micro, parts.runtime, parts.log, parts.console
+            parts.model, parts.losses, parts.micro, parts.runtime, parts.log, parts.console, parts.quietly
         )
-        self.saved: tuple[int, Path] | None = None  # the newest checkpoint: its step and its folder
-        self.began_s = time.perf_counter()
+        self.health = Health(parts.health, parts.runtime.device)
+        self.faults = Faults(parts.health, parts.folder, parts.log, parts.console)
+        self.saved: int | None = None  # the step of the newest checkpoint
+        self.began_s = self.started_s = time.perf_counter()
+        self.spent_s = 0.0  # device-seconds, before this process
 
     def run(self) -> State:
-        """Train to the end. Raises NonFiniteLoss if it diverges, OutOfMemory if memory does not suffice,
-        KeyboardInterrupt if asked to stop.
+        """Train to the end. Raises Diverged if training goes wrong for good, OutOfMemory if memory does not
+        suffice, Stopped if asked to.
         """
-        parts, settings, state = self.parts, self.parts.settings, self._resume()
-        made = grown_batches(parts.rows, self.phases, state.step, state.position)
-        with Prefetch(made, parts.runtime.device) as stream:
+        self._resume()
+        with self.parts.watchdog.watching():
             self.prepare()
-            with stop_asked() as stop, parts.console.progress(self.steps, "step", state.step) as progress:
-                self._evaluate_if_due()
-                self.window = Window()
-                while state.step < self.steps:
-                    waited_s = stream.waited_s
-                    with record_function("pilgrim.data"):
-                        batch, state.position = next(stream)
-                    state.data_wait_s += stream.waited_s - waited_s
-                    self.step(batch)
-                    stopping = stop()  # read once, so that it can't rise between saving and stopping
-                    evaluate = state.step % settings.eval_every == 0 or state.step == self.steps
-                    save = state.step % settings.checkpoint_every == 0 or evaluate or stopping
-                    if save or state.step % LOOK_EVERY == 0:
-                        progress.advance(len(self.window.rows), **self._look())
+            with stop_asked() as asked, self.store:
+                stop = Agreed(asked, self.processes)
+                while True:
+                    try:
+                        self._train(stop)
+                        break
+                    except RollBack as back:
+                        with self.parts.watchdog.patient():
+                            self._roll_back(back.fault)
+                if stopping := stop.now():  # asked for during the last evaluation
+                    self._stop(stopping)
+        self._count_time()
+        return self.state
+
+    def _train(self, stop: Callable[[], int]) -> None:
+        """From where the state stands to the last step. Raises RollBack where the way leads back."""
+        parts, settings, state = self.parts, self.parts.settings, self.state
+        made = grown_batches(parts.rows, self.phases, state.step, state.position)
+        shares = ((batch.share(self.processes), position) for batch, position in made)
+        with (
+            Prefetch(shares, parts.runtime.device) as stream,
+            parts.console.progress(self.steps, "step", state.step) as progress,
+        ):
+            self._evaluate_if_due()
+            self.window, owed = Window(), False
+            while state.step < self.steps:
+                waited_s = stream.waited_s
+                with record_function("pilgrim.data"):
+                    batch, state.position = next(stream)
+                state.data_wait_s += stream.waited_s - waited_s
+                self.step(batch)
+                parts.watchdog.alive()
+                stopping = stop()  # read once, so that it can't rise between saving and stopping
+                evaluate = state.step % settings.eval_every == 0 or state.step == self.steps
+                owed = owed or stopping > 0 or evaluate or state.step % settings.checkpoint_every == 0
+                if owed or state.step % LOOK_EVERY == 0:
+                    progress.advance(len(self.window.rows), **self._look())
+                # Not behind a bad step: weights that may be spoiled must not push good ones out.
+                save = owed and (state.step != state.fault_step or state.step == self.steps)
+                if not (save or stopping or evaluate):
+                    continue
+                with parts.watchdog.patient():
                     if save:
                         self._save()
+                        owed = False
                     if stopping:
-                        self._stop()
+                        self._stop(stopping)
                     if evaluate:
                         self._evaluate_if_due()
-                    if save:
-                        self.window = Window()  # the clock of training stands still meanwhile
-                if stop():  # asked for during the last evaluation
-                    self._stop()
-        state.elapsed_s = time.perf_counter() - self.began_s
-        return state
+                self.window = Window()  # the clock of training stands still meanwhile
 
     def prepare(self) -> None:
         """Before the first step: find the microbatch, and compile all shapes that will come; say so.
@@ -135,6 +181,7 @@ class Loop:
         coming = [phase for phase in self.phases if self.state.step < phase.end]
         if not coming:
             return
+        self.gradients.recall()
         if parts.runtime.compile:
             parts.console.say(
                 "compiling the training step: a minute or two the first time, "
@@ -143,11 +190,13 @@ class Loop:
         if parts.runtime.device.type == "cuda" and parts.micro.given is None and parts.micro.tokens is None:
             largest = max(coming, key=lambda phase: (phase.context, phase.rows))
             self.gradients.fit(largest, parts.optimizers.missing_bytes())
-        if parts.runtime.compile:
+        # Several processes settle by it how gradients are sent, too: a resumed run adds in the same order.
+        if parts.runtime.compile or self.processes.count > 1:
             for phase in {(phase.rows, phase.context, phase.window): phase for phase in coming}.values():
-                few = blank(parts.micro.rows(phase.rows, phase.context), phase.context)
+                few = blank(self.gradients.rows(phase), phase.context)
                 self.gradients.of(few, phase, self.state.step)
-            parts.optimizers.rehearse()
+            parts.optimizers.rehearse(self.health.rehearsal())
+        if parts.runtime.compile:
             parts.log.event("compiled", elapsed_s=time.perf_counter() - began_s)
 
     def step(self, batch: Batch) -> None:
@@ -167,10 +216,13 @@ class Loop:
         momentum = schedule.momentum(
             state.step, parts.optim.momentum_start, parts.optim.momentum, parts.optim.momentum_warmup
         )
+        if state.step == phase.first:
+            self.health.forget()
         result = self.gradients.of(batch, phase, state.step)
         with record_function("pilgrim.optimizer"):
+            verdict = self.health.judge(result.loss, result.gradient_norm)
             try:
-                parts.optimizers.step(multiplier, momentum)
+                parts.optimizers.step(multiplier, momentum, verdict.take)
             except torch.OutOfMemoryError:  # some weights have moved: this can't be done again
                 raise too_little("none was left for the optimizers' step") from None
         tokens = batch.tokens
@@ -178,18 +230,21 @@ class Loop:
         state.tokens += tokens
         self.window.tokens += tokens
         measured = {"learning_rate": parts.optim.matrix_lr * multiplier, "tokens": state.tokens}
-        self.window.rows.append((state.step, measured, result))
+        self.window.rows.append(Row(state.step, state.position, measured, verdict))
 
     def _look(self) -> dict[str, float]:
-        """Write the window's rows; stop if a loss is not finite. The only place that waits for the device."""
+        """Write the window's rows, and see to bad steps. The only place that waits for the device."""
         parts, window, state = self.parts, self.window, self.state
         loss = math.nan
         with record_function("pilgrim.sync"):  # what still runs on the device is waited for here
-            found = [(float(result.loss), float(result.gradient_norm)) for *_, result in window.rows]
-        for (step, measured, _), (loss, norm) in zip(window.rows, found, strict=True):
-            parts.log.metrics(step, loss=loss, grad_norm=norm, **measured)
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                self._diverged(step, step - 1, loss=loss, grad_norm=norm)
+            found = [read(row.verdict) for row in window.rows]
+        for row, judged in zip(window.rows, found, strict=True):
+            loss = judged.loss
+            parts.log.metrics(row.step, loss=loss, grad_norm=judged.grad_norm, **row.measured)
+            if fault := in_step(row.step, judged, row.position):
+                self._see_to(fault)
+            else:
+                self.faults.passed(row.step, state)
         elapsed_s = time.perf_counter() - window.began_s
         state.train_s += elapsed_s
         speed = window.tokens / elapsed_s
@@ -204,63 +259,116 @@ class Loop:
         self.window = Window()
         return {"loss": loss, "tokens_per_s": speed, **shares}
 
-    def _diverged(self, step: int, updates: int, **measured: float) -> None:
-        """Stop: at `step` it was found that the weights after `updates` updates give no finite loss.
+    def _see_to(self, fault: Fault) -> None:
+        """Do what the recipe says about a bad step."""
+        match self.faults.met(fault, self.state):
+            case "stop":
+                raise self._diverged(fault)
+            case "roll_back":
+                raise RollBack(fault)
+            case "skip":
+                self.faults.tell(fault, "its batch is skipped")
+            case "ignore":
+                self.faults.tell(fault, "ignored, as health.on_spike says")
 
-        No learning rate can mend that, so a checkpoint of just these weights is removed.
+    def _diverged(self, fault: Fault) -> Diverged:
+        """What to raise where training can't go on.
+
+        Weights that give no finite loss can't be mended by a learning rate, so their checkpoints are removed.
         """
-        if self.saved and self.saved[0] == updates:
-            (self.store.folder / LATEST).unlink(missing_ok=True)
-            shutil.rmtree(self.saved[1])
-        kept = self.store.steps()[-1:]
-        self.parts.log.event("non_finite_loss", step=step, **measured, kept=kept)
-        found = " and ".join(f"{name} = {value}" for name, value in measured.items())
-        raise NonFiniteLoss(
-            f"{self.parts.folder}: training diverged, at step {step} {found}; "
-            f"{f'the checkpoint of step {kept[0]} is kept' if kept else 'there was no good checkpoint yet'}; "
-            "lower the learning rates of [optim] and run again with --accept-changes"
-        )
+        self.store.wait()
+        if fault.kind == "non_finite_loss":
+            for step in self._saved_steps():
+                if step >= self.state.fault_updates:
+                    self.store.remove(step)
+        return self.faults.error(fault, self.state, self._saved_steps())
 
-    def _stop(self) -> None:
+    def _saved_steps(self) -> list[int]:
+        return self.processes.by_first(self.store.steps)
+
+    def _roll_back(self, fault: Fault) -> None:
+        """All as at the newest checkpoint that is surely good, but on with the data behind the fault."""
+        parts, now = self.parts, self.state
+        self.store.wait()
+        found = self.store.load_latest(self._damaged, before=max(fault.updates, now.back_to + 1))
+        if found is None:
+            raise self._diverged(fault)
+        now.back_to = found.step
+        then = put_back(found, parts.model, parts.optimizers, parts.micro)
+        spent = {name: getattr(now, name) for name in ("data_wait_s", "train_s", "elapsed_s", "device_s")}
+        counts = {name: getattr(now, name) for name in COUNTS}
+        self.state = replace(then, position=fault.position, **spent, **counts)
+        self._judge_as_in(self.state)
+        self._save()  # before the logs are cut: a kill in between must not leave rows missing
+        parts.log.rewind(found.step)
+        self.faults.tell(fault, f"back to step {found.step}, and on with the data behind it")
+
+    def _stop(self, signal_number: int) -> None:
+        self.store.wait()
         self.parts.log.event("stopped", step=self.state.step)
-        raise KeyboardInterrupt
+        raise Stopped(signal_number)
 
     def _evaluate_if_due(self) -> None:
-        """Evaluate at step 0, every `eval_every` steps and at the end, unless that is already on record."""
+        """Evaluate at step 0, every `eval_every` steps and at the end, unless that is already on record.
+
+        Meanwhile the checkpoint of this step is written. It is durable before the measures are on record.
+        """
         state, settings = self.state, self.parts.settings
-        due = state.step % settings.eval_every == 0 or state.step == settings.steps
-        records = read_rows(self.parts.folder / "evals.jsonl")
-        if not due or any(row["step"] == state.step for row in records):
+        if state.step % settings.eval_every and state.step != settings.steps:
             return
-        measures = self.parts.evaluate(state.step)
+        records = self.processes.by_first(lambda: read_rows(self.parts.folder / "evals.jsonl"))
+        known = next((row for row in records if row["step"] == state.step), None)
+        measures = known or self.parts.evaluate(state.step)
         numbers = {name: value for name, value in measures.items() if isinstance(value, float)}
-        if not all(map(math.isfinite, numbers.values())):
-            self._diverged(state.step, state.step, **numbers)
-        if state.step and measures["bpb"] <= min((row["bpb"] for row in records), default=math.inf):
-            self.store.mark_best(state.step)
-        self.parts.log.evaluation(state.step, **measures)  # last: what is on record is not done again
+        if fault := in_evaluation(state, numbers):  # of the weights: no batch can be skipped
+            if self.faults.met(fault, state) != "roll_back":
+                raise self._diverged(fault)
+            raise RollBack(fault)
+        saved = state.step == self.saved  # it is not behind a bad step
+        better = state.best_bpb is None or measures["bpb"] <= state.best_bpb
+        if better and (saved or not state.step):
+            state.best_bpb = measures["bpb"]
+            if state.step and not known:
+                self.store.mark_best(state.step)
+        if not known:
+            self.store.wait()
+            self.parts.log.evaluation(state.step, **measures)  # last: what is on record is not done again
 
     def _save(self) -> None:
-        parts, self.state.elapsed_s = self.parts, time.perf_counter() - self.began_s
-        folder = keep(self.store, self.state, parts.model, parts.optimizers, parts.micro)
-        self.saved = self.state.step, folder
-
-    def _resume(self) -> State:
         parts = self.parts
+        self._count_time()
+        self.state.health = self.health.values()
+        keep(self.store, self.state, parts.model, parts.optimizers, parts.micro)
+        self.saved = self.state.step
 
-        def damaged(sentence: str) -> None:
-            parts.log.event("damaged_checkpoint", what=sentence)
-            parts.console.say(sentence)
+    def _count_time(self) -> None:
+        now_s, state = time.perf_counter(), self.state
+        state.elapsed_s = now_s - self.began_s
+        state.device_s = self.spent_s + (now_s - self.started_s) * self.processes.count
 
-        found = self.store.load_latest(damaged)
+    def _damaged(self, sentence: str) -> None:
+        self.parts.log.event("damaged_checkpoint", what=sentence)
+        self.parts.console.say(sentence)
+
+    def _resume(self) -> None:
+        parts = self.parts
+        found = self.store.load_latest(self._damaged)
         if found is None:
             parts.log.rewind(-1)
             parts.log.event("start", steps=parts.settings.steps)
-            return self.state
-        self.saved = found.step, found.folder
+            if parts.health.goes_back:
+                self._save()  # something to go back to
+            return
+        self.saved = found.step
         self.state = put_back(found, parts.model, parts.optimizers, parts.micro)
+        self._judge_as_in(self.state)
         self.began_s -= self.state.elapsed_s  # as if there had been no interruption
+        self.spent_s = self.state.device_s
         parts.log.rewind(found.step)
         parts.log.event("resume", step=found.step)
         parts.console.say(f"goes on from step {found.step} of {parts.settings.steps}")
-        return self.state
+
+    def _judge_as_in(self, state: State) -> None:
+        """Go on with the course of a checkpoint; begin anew where it is from before there was one."""
+        if state.health is not None:
+            self.health.put_back(state.health)

@@ -14,6 +14,7 @@ for a gradient, because a sum hands every one of its terms the same factor, whic
 Shapes: b rows, t tokens; n = b · t tokens, w width, v vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ from pilgrim.model.attention import packed_attention
 from pilgrim.model.attention_kernels import Backend, Layout
 from pilgrim.model.layers import softcapped
 from pilgrim.model.transformer import Transformer
+
+HeadLosses = Callable[[Tensor, Tensor, Tensor, float | None], tuple[Tensor, Tensor]]
 
 CHUNK = 1024  # tokens whose scores are held at a time
 
@@ -42,18 +45,26 @@ def token_losses(
     dtype: torch.dtype,
     backend: Backend | None = None,
     layout: Layout = None,
+    head_losses: HeadLosses | None = None,
 ) -> Losses:
     """Negative log-likelihood of the batch's targets: their sum, to train on, and each, to measure.
 
-    `backend` and `layout` are for `packed_attention`.
+    `backend` and `layout` are for `packed_attention`; `head_losses` is `linear_cross_entropy`, or compiled.
     """
+    head_losses = head_losses or linear_cross_entropy
     attend = packed_attention(batch.documents_bt, dtype, model.windows, backend, layout)
     hidden = model(batch.inputs_bt, attend, dtype=dtype)
     targets_n = batch.targets_bt.flatten()
-    total, each_n = LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, 1), model.lm_head.weight, targets_n, model.config.softcap
-    )
+    total, each_n = head_losses(hidden.flatten(0, 1), model.lm_head.weight, targets_n, model.config.softcap)
     return Losses(total, each_n.view_as(batch.targets_bt))
+
+
+def linear_cross_entropy(
+    hidden_nw: Tensor, head_vw: Tensor, targets_n: Tensor, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """The summed loss, and each token's without a gradient."""
+    total, each_n = LinearCrossEntropy.apply(hidden_nw, head_vw, targets_n, softcap)  # type: ignore[no-untyped-call]
+    return total, each_n
 
 
 def plain_token_losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> Tensor:
@@ -66,7 +77,9 @@ def plain_token_losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> 
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """(hidden_nw, head_vw in fp32, targets_n, softcap) -> (summed loss, each token's without a gradient).
+    """(hidden_nw, head_vw, targets_n, softcap) -> (summed loss, each token's without a gradient).
+
+    The head's gradient is added up in fp32, whatever the head comes in.
 
     For a token with scores s = head · h and target y the loss is log(sum(exp(s))) - s[y]; its gradient
     with respect to the scores is softmax(s), less one at y. Where they are bounded, s = c · tanh(r / c), the
@@ -78,7 +91,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_nw: Tensor, head_vw: Tensor, targets_n: Tensor, softcap: float | None
     ) -> tuple[Tensor, Tensor]:
         head = head_vw.to(hidden_nw.dtype)
-        losses, d_hidden, d_head = [], [], torch.zeros_like(head_vw)
+        losses, d_hidden, d_head = [], [], torch.zeros_like(head_vw, dtype=torch.float32)
         for hidden, targets in zip(hidden_nw.split(CHUNK), targets_n.split(CHUNK), strict=True):
             counts = (targets != IGNORED)[:, None].to(hidden.dtype)
             target = targets.clamp(min=0)[:, None]

@@ -6,7 +6,9 @@ trained tokens of the *whole* batch, which are counted before anything is comput
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +16,13 @@ from torch.profiler import record_function
 
 from pilgrim.core.compiling import compiled
 from pilgrim.core.runtime import Runtime
+from pilgrim.core.slices import whole
 from pilgrim.data.loader import Batch
 from pilgrim.model.attention_kernels import Backend, prepare
 from pilgrim.model.transformer import Transformer
-from pilgrim.train.losses import Losses, token_losses
+from pilgrim.train.losses import Losses, linear_cross_entropy, token_losses
 
+Quietly = Callable[[], AbstractContextManager[Any]]
 TokenLosses = Callable[[Transformer, Batch, torch.dtype], Losses]
 
 
@@ -37,25 +41,65 @@ def compiled_token_losses(runtime: Runtime, backend: Backend | None = None) -> T
     return losses
 
 
+def losses_by_block(model: Transformer, runtime: Runtime, backend: Backend | None = None) -> TokenLosses:
+    """The same for several processes: each block of `model` compiled for itself, and the loss.
+
+    Then backward hands out a block's gradients as soon as it is done with it (train/parallel.py).
+    """
+    if not runtime.compile:
+        return compiled_token_losses(runtime, backend)
+    torch._dynamo.config.optimize_ddp = (
+        False  # its own way of cutting a graph, which flex attention can't bear
+    )
+    for block in model.model.layers:
+        block.forward = compiled(block.forward)
+    head_losses = compiled(linear_cross_entropy)
+    if backend is None and runtime.device.type == "cpu":
+        backend = "blocks"  # what is compiled takes by itself; here attention is prepared outside
+
+    def losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
+        layout = prepare(batch.documents_bt, batch.starts_bd, model.windows, backend)
+        return token_losses(model, batch, dtype, backend, layout, head_losses)
+
+    return losses
+
+
 @dataclass(frozen=True)
 class StepResult:
-    """Still on the device, so that nobody waits for it: nats per trained token, and the gradient's norm."""
+    """Still on the device, so that nobody waits for it: nats per trained token, and the gradient's norm.
+
+    Both are the whole batch's, and the same in all processes.
+    """
 
     loss: Tensor
     gradient_norm: Tensor
 
 
 def accumulate(
-    model: Transformer, batch: Batch, micro_rows: int, losses: TokenLosses, runtime: Runtime
+    model: Transformer,
+    batch: Batch,
+    micro_rows: int,
+    losses: TokenLosses,
+    runtime: Runtime,
+    quietly: Quietly = nullcontext,
 ) -> StepResult:
-    """Add the gradient of the batch's mean loss to the parameters' `.grad`."""
-    count = max(1, batch.trained_tokens)
+    """Add the gradient of the batch's mean loss to the parameters' `.grad`.
+
+    Of several processes each has its share of the batch, and what they add is the average of what they have
+    computed: so the divisor is a share, too. `quietly` is a context for all microbatches but the last.
+    """
+    divisor = max(1, batch.trained_tokens) / runtime.processes.count
     total = torch.zeros((), device=runtime.device)
-    for micro in batch.micro(micro_rows):
-        with record_function("pilgrim.forward"):  # a name for a profiler to find
-            loss = losses(model, micro.to(runtime.device), runtime.dtype).total / count
-        with record_function("pilgrim.backward"):
-            loss.backward()
+    micros = list(batch.micro(micro_rows))
+    for number, micro in enumerate(micros, start=1):
+        with nullcontext() if number == len(micros) else quietly():
+            with record_function("pilgrim.forward"):  # a name for a profiler to find
+                loss = losses(model, micro.to(runtime.device), runtime.dtype).total / divisor
+            with record_function("pilgrim.backward"):
+                loss.backward()
         total += loss.detach()
+    # One number, sent in every step: so all processes can judge a step on the device (train/health.py).
+    total = runtime.processes.summed(total) / runtime.processes.count
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return StepResult(total, torch.nn.utils.get_total_norm(gradients))
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return StepResult(total, whole(norm))

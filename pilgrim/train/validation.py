@@ -11,12 +11,15 @@ added up. From it follow bits per byte by source, and how sure they are (evals/c
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pilgrim.core.processes import Processes
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import IGNORED, Batch
 from pilgrim.model.transformer import Transformer
@@ -33,6 +36,24 @@ class Validation:
     targets: int
 
 
+class OfDocuments(NamedTuple):
+    """What a batch adds to the sums of the documents in it."""
+
+    document_k: Tensor  # int64, each once
+    nats_k: Tensor  # fp64, of text tokens
+    bytes_k: Tensor  # int64
+
+
+class Sums(NamedTuple):
+    """Of one batch."""
+
+    text_nats: float
+    all_nats: float  # of all targets
+    bytes: int
+    targets: int
+    documents: OfDocuments | None
+
+
 class ByDocument:
     """The sums by document of a token set, of batches in which documents have its numbers (`one_pass`)."""
 
@@ -40,12 +61,19 @@ class ByDocument:
         self.nats_d = torch.zeros(documents, dtype=torch.float64)  # of text tokens
         self.bytes_d = torch.zeros(documents, dtype=torch.int64)
 
-    def add(self, documents_bt: Tensor, nats_bt: Tensor, bytes_bt: Tensor) -> None:
-        """Count the tokens that stand for bytes; on the CPU, where sums are made in a fixed order."""
-        text = bytes_bt > 0
-        document_n = documents_bt[text].long().cpu()
-        self.nats_d.index_add_(0, document_n, nats_bt[text].cpu())
-        self.bytes_d.index_add_(0, document_n, bytes_bt[text].cpu())
+    def add(self, part: OfDocuments) -> None:
+        """Count what a batch adds."""
+        self.nats_d.index_add_(0, part.document_k, part.nats_k)
+        self.bytes_d.index_add_(0, part.document_k, part.bytes_k)
+
+
+def of_documents(documents_bt: Tensor, nats_bt: Tensor, bytes_bt: Tensor) -> OfDocuments:
+    """The sums over tokens that stand for bytes; on the CPU, where sums are made in a fixed order."""
+    text = bytes_bt > 0
+    document_k, place_n = documents_bt[text].long().cpu().unique(return_inverse=True)
+    nats_k = torch.zeros(len(document_k), dtype=torch.float64).index_add_(0, place_n, nats_bt[text].cpu())
+    bytes_k = torch.zeros(len(document_k), dtype=torch.int64).index_add_(0, place_n, bytes_bt[text].cpu())
+    return OfDocuments(document_k, nats_k, bytes_k)
 
 
 def validate(
@@ -61,37 +89,58 @@ def validate(
     What every document adds is added to `each` too, if it is given.
     Gradients stay on while the compiled function runs, so that the one that was compiled for training
     serves here too; nothing is propagated back. What trains in fp8 is evaluated in the runtime's dtype.
+
+    Several processes score the batches in turn, each as many as the others, and add the batches' sums in the
+    batches' order. So the result is the same to the bit, however many they are.
     """
     training = model.training
     model.eval()
     bytes_of = torch.tensor(token_bytes, device=runtime.device)
-    text_nats = all_nats = 0.0
-    text_bytes = targets = full = 0
-    for batch in rows:
-        full = max(full, batch.inputs_bt.shape[0])
-        batch = filled(batch, full).to(runtime.device)
-        nats = losses(model, batch, runtime.dtype).each_bt.double()
-        counted = batch.targets_bt != IGNORED
-        sizes = bytes_of[batch.targets_bt.clamp(min=0)] * counted
-        text_nats += float(nats[sizes > 0].sum())
-        all_nats += float(nats[counted].sum())
-        text_bytes += int(sizes.sum())
-        targets += int(counted.sum())
-        if each is not None:
-            each.add(batch.documents_bt, nats, sizes)
+    turns = _turns(rows, runtime.processes)
+    mine = [_sums(model, batch, bytes_of, losses, runtime, each is not None) for batch in turns]
     model.train(training)
-    return Validation(
-        text_nats / math.log(2) / max(1, text_bytes), all_nats / max(1, targets), text_bytes, targets
+    text_nats = all_nats = 0.0
+    text_bytes = targets = 0
+    for sums in runtime.processes.collected(mine):
+        text_nats, all_nats = text_nats + sums.text_nats, all_nats + sums.all_nats
+        text_bytes, targets = text_bytes + sums.bytes, targets + sums.targets
+        if each is not None and sums.documents is not None:
+            each.add(sums.documents)
+    bpb = text_nats / math.log(2) / max(1, text_bytes)
+    return Validation(bpb, all_nats / max(1, targets), text_bytes, targets)
+
+
+def _turns(batches: Iterable[Batch], processes: Processes) -> Iterator[Batch]:
+    """This process's batches, all of the first one's shape; nothing but padding where its turn is empty."""
+    rows = 0
+    for turn in _groups(batches, processes.count):
+        rows = rows or turn[0].inputs_bt.shape[0]
+        some = turn[processes.rank] if processes.rank < len(turn) else turn[0].nothing()
+        yield some.filled(rows)
+
+
+def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    stream = iter(batches)
+    while group := list(islice(stream, size)):
+        yield group
+
+
+def _sums(
+    model: Transformer,
+    batch: Batch,
+    bytes_of: Tensor,
+    losses: TokenLosses,
+    runtime: Runtime,
+    by_document: bool,
+) -> Sums:
+    batch = batch.to(runtime.device)
+    nats = losses(model, batch, runtime.dtype).each_bt.double()
+    counted = batch.targets_bt != IGNORED
+    sizes = bytes_of[batch.targets_bt.clamp(min=0)] * counted
+    return Sums(
+        float(nats[sizes > 0].sum()),
+        float(nats[counted].sum()),
+        int(sizes.sum()),
+        int(counted.sum()),
+        of_documents(batch.documents_bt, nats, sizes) if by_document else None,
     )
-
-
-def filled(batch: Batch, rows: int) -> Batch:
-    """The batch with rows of padding added up to `rows`, so that compiled code sees one shape only."""
-    missing = rows - batch.inputs_bt.shape[0]
-    if missing == 0:
-        return batch
-
-    def more(x: torch.Tensor, value: int) -> torch.Tensor:
-        return torch.cat([x, x.new_full((missing, x.shape[1]), value)])
-
-    return Batch(more(batch.inputs_bt, 0), more(batch.targets_bt, IGNORED), more(batch.documents_bt, -1))

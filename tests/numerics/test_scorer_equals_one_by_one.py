@@ -20,9 +20,10 @@ from pilgrim.data.sources import read_documents
 from pilgrim.evals.core import evaluate, read_exams
 from pilgrim.evals.core_tasks import BUNDLED, TASKS, Task
 from pilgrim.evals.prompts import Row
-from pilgrim.evals.scoring import WORTH_SHARING, pick, score
+from pilgrim.evals.scoring import pick, score
+from pilgrim.evals.trees import WORTH_SHARING
 from pilgrim.infer.engine import Engine
-from pilgrim.model.attention import causal_attention
+from pilgrim.model.attention import causal_attention, reference_attention
 from pilgrim.model.config import ModelSettings
 from pilgrim.model.transformer import Transformer
 from pilgrim.text.tokenizer import Tokenizer, train_tokenizer
@@ -211,6 +212,29 @@ def test_batches_change_nothing(
             assert value.tokens == len(scored)
             assert value.mean == pytest.approx(float(scored.mean()), abs=1e-5)
             assert value.greedy == bool(likeliest[row.start - 1 :].all())
+
+
+@settings(max_examples=20, deadline=None)
+@given(asked=questions())
+def test_windows_are_honoured(asked: list[list[Row]], runtime: Runtime) -> None:
+    shape = ModelSettings(
+        depth=3, width=32, head_size=8, kv_heads=2, context=CONTEXT, window=12, window_pattern="SLS"
+    )
+    config = shape.config(600).model_copy(update={"window_pattern": "SLS"})  # the last layer has one, too
+    model = Transformer(config)
+    dice = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=dice) * 2 * parameter.shape[-1] ** -0.5)
+    found = score(Engine(model, runtime), asked)
+    for row, value in ((r, v) for q, s in zip(asked, found, strict=True) for r, v in zip(q, s, strict=True)):
+        ids_1t = torch.tensor([row.ids])
+        attend = reference_attention(torch.zeros_like(ids_1t), config.windows)
+        with torch.no_grad():
+            log_probs_tv = model.logits(model(ids_1t, attend))[0].double().log_softmax(-1)
+        goal = ids_1t[0, row.start :]
+        expected = log_probs_tv[row.start - 1 : -1].gather(1, goal[:, None])
+        assert value.mean == pytest.approx(float(expected.mean()), abs=1e-5)
 
 
 def test_questions_with_more_and_fewer_options_are_read_together(

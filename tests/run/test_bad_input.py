@@ -287,7 +287,7 @@ def test_divergence(
 ) -> None:
     huge = [f"optim.{kind}_lr=1e30" for kind in ("matrix", "embedding", "head", "norm")]
     told = refused("run", recipe, *huge, "--until", "pretrain")
-    assert told.startswith("runs/tiny/pretrain: training diverged, at step 2 loss = ")
+    assert told.startswith("runs/tiny/pretrain: training diverged, at step 6 loss = ")  # the fifth in a row
     assert told.endswith("lower the learning rates of [optim] and run again with --accept-changes")
     run = tmp_path / "runs" / "tiny"
     assert read_rows(run / "pretrain" / "events.jsonl")[-1]["kind"] == "non_finite_loss"

@@ -1,17 +1,17 @@
-"""Killed or stopped anywhere, as a process: the walk goes on, and ends with the same bits."""
+"""Killed or stopped anywhere, as processes: the walk goes on, and ends with the same bits."""
 
 import multiprocessing
 import os
-import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from multiprocessing.context import ForkServerContext, SpawnContext
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import kill
 import pytest
+from kill import Killer
 
 from pilgrim.core.checkpoint import CheckpointStore
 from pilgrim.core.errors import PilgrimError
@@ -24,18 +24,16 @@ Essence = Callable[[Path], dict[str, str]]
 Condition = Callable[[], bool]
 
 POLL_S = 0.001
-LONGEST_DELAY_S = 0.03  # some steps
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="forked processes, and /proc")
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[ForkServerContext | SpawnContext]:
-    """Makes processes of their own. On Linux they are forked from one that has imported all it needs."""
-    if sys.platform != "linux":  # elsewhere a forked process can't rely on the system's libraries
-        yield multiprocessing.get_context("spawn")
-        return
+def killer(recipe: Path) -> Killer:
+    """Starts walks in processes that are forked from one that has imported all they need."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pilgrim.stages.sft", "pilgrim.stages.evaluate", "pilgrim.lab.report"])
-    yield context
+    context.set_forkserver_preload(kill.PRELOAD)
+    return Killer(context, recipe, [])
 
 
 def wait(process: BaseProcess | subprocess.Popen[str], condition: Condition) -> None:
@@ -53,63 +51,42 @@ def wait(process: BaseProcess | subprocess.Popen[str], condition: Condition) -> 
                 continue
 
 
-# SIGKILL ------------------------------------------------------------------------------------------
-
-
 def rows(file: Path, n: int) -> Condition:
     """The file has at least n whole lines."""
     return lambda: file.exists() and file.read_bytes().count(b"\n") >= n
 
 
-def saves(folder: Path, after: int) -> Condition:
-    """A checkpoint is just being written, and it is not the first ones."""
-    return lambda: (
-        len(list((folder / "checkpoints").glob("step_*"))) >= after
-        and any((folder / "checkpoints").glob(".tmp-step_*"))
-    )
+# SIGKILL ------------------------------------------------------------------------------------------
 
 
+@linux
+@pytest.mark.parametrize(("seed", "outside"), [(1, "supervisor"), (2, "job")])
 def test_a_killed_walk_goes_on_to_the_same_bits(
-    processes: ForkServerContext | SpawnContext,
-    recipe: Path,
-    walk: Walk,
-    walked: Path,
-    essence: Essence,
-    tmp_path: Path,
+    killer: Killer, walked: Path, tmp_path: Path, seed: int, outside: str
 ) -> None:
-    """Without a warning: in each stage, among samples, in a save, and a bit later, as chance will have it."""
-    dice = random.Random(1)
-    run = tmp_path / "tiny"
-    moments = [
-        lambda: (run / "shards" / "train.tokens.npy").exists(),
-        rows(run / "pretrain" / "metrics.jsonl", dice.randint(1, 8)),
-        saves(run / "pretrain", after=dice.randint(0, 1)),
-        rows(run / "pretrain" / "samples.jsonl", dice.randint(3, 6)),
-        rows(run / "midtrain" / "metrics.jsonl", dice.randint(1, 6)),
-        rows(run / "sft" / "evals.jsonl", dice.randint(1, 2)),
-        lambda: (run / "evaluate").exists(),
-    ]
-    killed = 0
-    for moment in moments:
-        process = processes.Process(target=run_journey, args=(recipe, []), kwargs={"runs": tmp_path})
-        process.start()
-        wait(process, moment)
-        process.join(dice.choice([0, dice.uniform(0, LONGEST_DELAY_S)]))
-        process.kill()
-        process.join()
-        killed += process.exitcode == -signal.SIGKILL
-        if (run / "evaluate" / "DONE.json").exists():
-            break
-    assert killed >= 4
-    assert essence(walk(tmp_path)) == essence(walked)
+    """In each stage: while a file is written, before it is renamed, in an evaluation, anywhere; and at last
+    the supervisor is killed, or what it has started. benchmarks/kill.py does so hundreds of times."""
+    struck = kill.walk(killer, tmp_path / "runs", 1, kill.plan(seed, 1, outside))
+    assert len(struck) >= 4
+    assert struck[-1].kind == outside
+    assert kill.essence(tmp_path / "runs" / "tiny") == kill.essence(walked)
 
 
-def test_a_killed_process_holds_nothing(
-    processes: ForkServerContext | SpawnContext, recipe: Path, walk: Walk, tmp_path: Path
-) -> None:
+@linux
+def test_so_does_one_of_two_processes(killer: Killer, tmp_path: Path) -> None:
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    struck = kill.walk(killer, disturbed, 2, kill.plan(5, 2))
+    assert len(struck) >= 5
+    assert {one.together for one in struck} == {False, True}
+    kill.walk(killer, undisturbed, 2, [])
+    assert kill.essence(disturbed / "tiny") == kill.essence(undisturbed / "tiny")
+
+
+@linux
+def test_a_killed_process_holds_nothing(killer: Killer, recipe: Path, walk: Walk, tmp_path: Path) -> None:
     """While it lives, nobody else may write to its run."""
     arguments = {"runs": tmp_path, "until": "pretrain"}
-    process = processes.Process(
+    process = killer.context.Process(
         target=run_journey, args=(recipe, ["pretrain.steps=100000"]), kwargs=arguments
     )
     process.start()
@@ -131,12 +108,12 @@ def test_a_killed_process_holds_nothing(
 LONG = ["pretrain.steps=100", "pretrain.checkpoint_every=1000", "pretrain.eval_every=1000"]
 
 
-def start(recipe: Path, folder: Path) -> subprocess.Popen[str]:
+def start(recipe: Path, folder: Path, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
     """`python -m pilgrim run`, which hears Ctrl-C even if this process is deaf to it, as below nohup."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pilgrim", "run", recipe, *LONG, "--until", "pretrain"],
+        [sys.executable, "-m", "pilgrim", "run", recipe, *LONG, *arguments, "--until", "pretrain"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -148,12 +125,12 @@ def test_asked_to_stop_it_saves_says_how_to_go_on_and_ends_with_the_same_bits(
     recipe: Path, walk: Walk, essence: Essence, tmp_path: Path
 ) -> None:
     run = tmp_path / "runs" / "tiny"
-    for number, at_least in ((signal.SIGINT, 10), (signal.SIGTERM, 40)):
+    for number, at_least, code in ((signal.SIGINT, 10, 130), (signal.SIGTERM, 40, 143)):
         with start(recipe, tmp_path) as process:
             wait(process, rows(run / "pretrain" / "metrics.jsonl", at_least))
             process.send_signal(number)
             output, complaint = process.communicate()
-        assert process.returncode == 130, complaint
+        assert process.returncode == code, complaint
         assert complaint.startswith("stopped; the last checkpoint is kept; go on with: ")
         assert complaint.endswith(f"run {recipe} {' '.join(LONG)} --until pretrain\n")
         assert complaint.count("\n") == 1
@@ -167,3 +144,42 @@ def test_asked_to_stop_it_saves_says_how_to_go_on_and_ends_with_the_same_bits(
     undisturbed = walk(tmp_path / "undisturbed", *LONG, until="pretrain")
     assert essence(walk(tmp_path / "runs", *LONG, until="pretrain")) == essence(undisturbed)
     assert read_json(run / "pretrain" / "DONE.json")["elapsed_s"] > before["elapsed_s"]
+
+
+def ranks_of(supervisor: "subprocess.Popen[str]") -> list[int]:
+    """The processes that torchrun has started, which the supervisor has started. By rank."""
+    (torchrun,) = kill.children(supervisor.pid)
+    return sorted(kill.children(torchrun))
+
+
+@linux
+def test_one_rank_is_asked_and_all_stop_after_the_same_step(recipe: Path, tmp_path: Path) -> None:
+    pretrain = tmp_path / "runs" / "tiny" / "pretrain"
+    with start(recipe, tmp_path, "--processes", "2") as process:
+        wait(process, rows(pretrain / "metrics.jsonl", 10))
+        os.kill(ranks_of(process)[1], signal.SIGTERM)
+        _, complaint = process.communicate()
+    assert process.returncode == 143, complaint
+    assert complaint.startswith("stopped; the last checkpoint is kept; go on with: ")
+    stopped = read_rows(pretrain / "events.jsonl")[-1]
+    assert (stopped["kind"], stopped["step"]) == (
+        "stopped",
+        CheckpointStore(pretrain / "checkpoints").steps()[-1],
+    )
+    assert len(read_rows(pretrain / "metrics.jsonl")) == stopped["step"]
+
+
+@linux
+def test_a_hung_collective_ends_the_job_and_leaves_stacks(recipe: Path, tmp_path: Path) -> None:
+    """Rank 1 is frozen, so rank 0 waits for it for ever."""
+    run = tmp_path / "runs" / "tiny"
+    arguments = ["runtime.hang_s=2", "--processes", "2", "--tries", "1"]
+    with start(recipe, tmp_path, *arguments, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1") as process:
+        wait(process, rows(run / "pretrain" / "metrics.jsonl", 10))
+        os.kill(ranks_of(process)[1], signal.SIGSTOP)
+        _, complaint = process.communicate()
+    assert process.returncode == 1, complaint
+    stacks = run / "logs" / "rank-0.stacks.txt"
+    assert "rank 0 stood still for longer than runtime.hang_s allows; where it stood: " in complaint
+    assert stacks.read_text().startswith("Timeout (0:00:02)!\n")
+    assert read_rows(run / "events.jsonl")[-1]["kind"] == "gave_up"

@@ -49,13 +49,18 @@ class Captured:
     sources: eager.Sources
 
 
-def capture(work: Work, device: torch.device, steps: int, warmup: int, folder: Path) -> Captured:
-    """Measure `steps` steps, and write trace and snapshot into `folder`."""
+def capture(
+    work: Work, device: torch.device, steps: int, warmup: int, folder: Path, looks: bool = True
+) -> Captured:
+    """Measure `steps` steps, and write trace and snapshot into `folder`.
+
+    Of several processes, which can only step together, one `looks`; the others' result is of no use.
+    """
     with listening() as log:
         warm_s = [_seconds(work.prepare), *(_seconds(_whole(work)) for _ in range(warmup))]
         log.steady = True
         before_s = timed(work, device, steps)
-        loads = _traced(work, device, steps, folder)
+        loads = _traced(work, device, steps, folder) if looks else _made(work, steps)
         after_s = timed(work, device, steps)
         log.steady = False
         held = work.held()  # after steps, since the optimizer's state begins with the first
@@ -113,6 +118,13 @@ def _whole(work: Work) -> Callable[[], None]:
         work.finish()
 
     return step
+
+
+def _made(work: Work, steps: int) -> tuple[Load, ...]:
+    """Steps that somebody else traces."""
+    loads = tuple(work.step() for _ in range(steps))
+    work.finish()
+    return loads
 
 
 def _traced(work: Work, device: torch.device, steps: int, folder: Path) -> tuple[Load, ...]:

@@ -83,18 +83,20 @@ class TrainingSteps:
         self._at = state.step = min(state.step, self._loop.steps - 1)
         self._phase = phase_at(self._loop.phases, self._at)
         made = batches(parts.rows.at(self._phase.context), self._phase.rows, state.position)
-        self._batches = Prefetch(made, parts.runtime.device)
+        self._processes = parts.runtime.processes
+        shares = ((batch.share(self._processes), position) for batch, position in made)
+        self._batches = Prefetch(shares, parts.runtime.device)
         self._gradients: frozenset[int] = frozenset()
         for optimizer in (parts.optimizers.muon, parts.optimizers.adamw):
             optimizer.register_step_pre_hook(self._look_at_gradients)
 
     @property
     def rows(self) -> int:
-        return self._parts.micro.rows(self._phase.rows, self._phase.context)
+        return self._loop.gradients.rows(self._phase)
 
     @property
     def all_rows(self) -> int:
-        return self._phase.rows
+        return self._processes.share(self._phase.rows)
 
     def prepare(self) -> None:
         """Fit the microbatch, and compile."""
@@ -107,7 +109,8 @@ class TrainingSteps:
         self._loop.step(batch)
         # As for the MFU that training shows: each row is taken for one document (stages/speed.py).
         per_token = flops_needed(self._parts.model.config, self._phase.context).training
-        return Load(batch.tokens, float(batch.tokens * per_token), self._gradients)
+        tokens = batch.tokens // self._processes.count  # this process's, on average
+        return Load(tokens, float(tokens * per_token), self._gradients)
 
     def finish(self) -> None:
         with record_function("pilgrim.sync"):

@@ -14,7 +14,8 @@ A launch and its kernel carry the same `correlation`; a kernel and the operation
 floating-point operations and bytes is computed (costs.py).
 
 On a CPU there are no kernels. What stands for them are the innermost operations that really compute: not the
-views, not the allocations, and not the wrappers around other operations.
+views, not the allocations, and not the wrappers around other operations. Talk between processes ("gloo:…")
+goes on in threads of its own.
 """
 
 import gzip
@@ -210,10 +211,15 @@ def _tuples(value: Any) -> Any:
 
 
 def _working(trace: Trace, roots: list[Op], main: int) -> Iterator[Task]:
-    """On a CPU: the operations of the main thread that compute, wherever they are in the tree of calls."""
+    """On a CPU: the operations of the main thread that compute, wherever they are in the tree of calls, and
+    what other threads say to other processes.
+    """
     for root in roots:
         if root.thread == main:
             yield from _working_below(trace, root)
+        elif _communicates(root.name):
+            busy_us, phase = root.end_us - root.begin_us, trace.phase_at(root.begin_us)
+            yield Task(root.name, root.begin_us, root.end_us, busy_us, phase, root, communication=True)
 
 
 def _working_below(trace: Trace, op: Op) -> Iterator[Task]:
@@ -228,7 +234,7 @@ def _working_below(trace: Trace, op: Op) -> Iterator[Task]:
 
 
 def _computes(name: str) -> bool:
-    if "autograd::" in name or name in BOOKKEEPING:
+    if "autograd::" in name or name.startswith("FSDP::") or name in BOOKKEEPING:
         return False
     return name.startswith(COMPILED) or ("::" in name and " " not in name)
 

@@ -14,7 +14,8 @@ model FLOPs utilization (MFU). By construction all of them sum to the whole step
                            and operations with so little to do that calling them is all.
     idle                   The device has nothing to do for any other reason: the host waits for a result,
                            logs, or works between the phases.
-    exposed_communication  Nothing but communication (nccl, gloo) is under way.
+    exposed_communication  Nothing but communication (nccl, gloo) is under way: waiting for another process
+                           counts as that, too.
     recomputation          Forward kernels that run again in backward (activation checkpointing), but only
                            where that can be told: in eager mode.
     memory_bound           Time in which a kernel can't be faster because of the bytes it must move: bytes
@@ -94,10 +95,10 @@ def priced(trace: Trace, limits: Limits, compiled_bytes: dict[Task, float] | Non
     found, covered_us = [], float("-inf")
     for task in trace.tasks:
         exposed = max(0.0, task.end_us - max(task.begin_us, covered_us))
-        if not trace.on_device:
-            exposed = task.busy_us
-        elif task.communication:
+        if task.communication:
             exposed = 0.0  # counted by itself, where nothing hides it
+        elif not trace.on_device:
+            exposed = task.busy_us
         else:
             covered_us = max(covered_us, task.end_us)
         found.append(_price(task, exposed, trace.on_device, limits, compiled_bytes or {}))
@@ -163,8 +164,7 @@ def time_by_cause(trace: Trace, tasks: Sequence[Priced]) -> dict[str, float]:
     at_work = minus(at_work, trace.phases["data"])
     found["launch_overhead"] = length(overlap(free, at_work))
     found["idle"] = length(free) - found["data_wait"] - found["launch_overhead"]
-    if trace.on_device:
-        found["exposed_communication"] = _exposed_communication_us(trace)
+    found["exposed_communication"] = _exposed_communication_us(trace)
     for p in tasks:
         if p.task.phase == "data" and not trace.on_device:
             continue  # part of data_wait

@@ -227,6 +227,14 @@ class Chart {
         const mark = svg("path", { class: "resumed", d: `M${x} ${floor - 1}l-4 -7h8z` }, group);
         svg("title", {}, mark, `resumed at step ${step.toLocaleString("en")}`);
       }
+      for (const { step, text } of stretch.faults) {
+        const x = this.toX(toU(stretch, step));
+        if (x < left - 1 || x > right + 1) continue;
+        const mark = svg("g", { class: "fault" }, group);
+        svg("line", { x1: x, x2: x, y1: EDGE.top, y2: floor }, mark);
+        svg("path", { d: `M${x} ${EDGE.top}l-4 -7h8z` }, mark);
+        svg("title", {}, mark, text);
+      }
       const from = toStep(stretch, this.toViewU(left)), to = toStep(stretch, this.toViewU(right));
       const ticks = linearTicks(from, to, Math.max(1, (right - left) / 56)).filter(Number.isInteger);
       for (const step of ticks) {

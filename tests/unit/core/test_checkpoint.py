@@ -2,8 +2,10 @@
 
 import errno
 import itertools
+import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -171,6 +173,17 @@ def test_a_damaged_step_is_told_and_the_one_before_is_used(
     assert "step_000002" in complaints[0] and complaints[0].endswith("; the one before is tried")
     with pytest.raises(CheckpointError, match="step_000002"):
         store.load(2)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_no_damage(tmp_path: Path) -> None:
+    """Nobody should be told to remove it."""
+    store = CheckpointStore(tmp_path)
+    folder = store.save(1, tensors(1), state(1))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 1}))
+    with pytest.raises(PilgrimError, match="step_000001 was written by an earlier version of pilgrim"):
+        store.load_latest(pytest.fail)
 
 
 def test_every_bit_of_the_manifest_counts_or_changes_nothing(tmp_path: Path) -> None:
@@ -395,6 +408,66 @@ def test_something_that_json_does_not_hold_is_our_mistake_and_leaves_nothing(tmp
     with pytest.raises(TypeError):
         CheckpointStore(tmp_path).save(1, {}, {"tensor": torch.zeros(1)})
     assert list(tmp_path.iterdir()) == []
+
+
+# Behind training's back ---------------------------------------------------------------------------
+
+
+def test_training_goes_on_while_a_step_is_written(tmp_path: Path) -> None:
+    """What is saved is what there was when `begin` was called, however soon it changes."""
+    store = CheckpointStore(tmp_path)
+    large = {"model": {"large": torch.zeros(2_000_000)}}  # takes longer to write than to change
+    for step in range(1, 4):
+        store.begin(step, large, {"step": step})
+        large["model"]["large"] += 1
+    store.wait()
+    for step in (2, 3):
+        found = store.load(step)
+        assert found.state == {"step": step}
+        assert torch.equal(found.tensors["model"]["large"], torch.full((2_000_000,), step - 1.0))
+
+
+def test_an_error_in_the_background_comes_up_at_the_next_save_or_wait(
+    tmp_path: Path, no_file_beyond: Limit
+) -> None:
+    store = saved(tmp_path, 1)
+    with no_file_beyond(50):
+        store.begin(2, tensors(2), state(2))
+        with pytest.raises(PilgrimError, match=r"step 2 could not be saved .*the last good step, 1, is kept"):
+            store.begin(3, tensors(3), state(3))
+        store.wait()  # told once, and step 3 was not begun
+        store.begin(4, tensors(4), state(4))
+        with pytest.raises(PilgrimError, match="step 4 could not be saved"):
+            store.wait()
+    assert store.steps() == [1]
+    store.save(5, tensors(5), state(5))
+    assert_is_step(store.load_latest(pytest.fail), 5)
+
+
+def test_at_the_end_of_a_block_all_is_durable_or_told(tmp_path: Path, no_file_beyond: Limit) -> None:
+    with CheckpointStore(tmp_path) as store:
+        store.begin(1, tensors(1), state(1))
+    assert_is_step(store.load(1), 1)
+    with no_file_beyond(50), pytest.raises(PilgrimError, match="step 2 could not be saved"), store:
+        store.begin(2, tensors(2), state(2))
+    with pytest.raises(ZeroDivisionError), store:  # what went wrong first is what is told
+        store.begin(3, tensors(3), state(3))
+        raise ZeroDivisionError
+    assert_is_step(CheckpointStore(tmp_path).load(3), 3)
+
+
+def test_a_step_that_nobody_should_go_on_from_is_removed(tmp_path: Path) -> None:
+    store = saved(tmp_path, 1, 2)
+    store.remove(2)
+    store.remove(2)
+    assert (store.steps(), (tmp_path / "LATEST").read_text()) == ([1], "step_000001\n")
+    store.remove(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_who_reads_does_not_wait_for_what_writes() -> None:
+    code = "import sys, pilgrim.infer.load; sys.exit('torch.distributed.checkpoint' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 # The weights alone --------------------------------------------------------------------------------

@@ -165,3 +165,31 @@ def test_freed_memory_is_kept_for_its_next_use() -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(found.stdout) < 1000  # pages; without it, 15,000 to 40,000
+
+
+DETERMINISTIC = (
+    "import os, torch\n"
+    "from pilgrim.core.runtime import RuntimeSettings, start\n"
+    "assert start(RuntimeSettings(device='cpu', compile='off', deterministic=True), seed=1).deterministic\n"
+    "import torch._inductor.config as inductor\n"
+    "assert torch.are_deterministic_algorithms_enabled() and inductor.deterministic\n"
+    "print(os.environ['CUBLAS_WORKSPACE_CONFIG'])\n"
+)
+
+
+@pytest.mark.parametrize("given", [None, ":16:8"])
+def test_torch_is_told_to_be_deterministic(given: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own, as it is for good."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if given:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", given)
+    command = [sys.executable, "-c", DETERMINISTIC]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == (given or ":4096:8")
+
+
+def test_an_environment_that_is_not_deterministic_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
+    with pytest.raises(SettingsError, match="CUBLAS_WORKSPACE_CONFIG=:0:0 is in the environment; unset it"):
+        start(RuntimeSettings(device="cpu", deterministic=True), seed=1)
+    assert not torch.are_deterministic_algorithms_enabled()

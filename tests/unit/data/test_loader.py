@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pilgrim.core.processes import Processes
 from pilgrim.core.runtime import Runtime
 from pilgrim.data import loader
 from pilgrim.data.loader import (
@@ -360,3 +361,17 @@ def test_where_documents_begin_travels_with_the_rows_of_a_gpu() -> None:
     assert moved.starts_bd is not None and moved.starts_bd.shape == (3, 4)
     parts = [micro.starts_bd for micro in moved.micro(2)]
     assert [part is not None and part.shape for part in parts] == [(2, 4), (1, 4)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_shares_are_equal_in_shape_and_together_the_batch(count: int) -> None:
+    ids = torch.arange(4 * 8).view(4, 8)
+    batch = Batch(ids, ids.where(ids % 3 > 0, torch.tensor(IGNORED)), torch.zeros(4, 8, dtype=torch.int32))
+    shares = [batch.share(Processes(rank, count)) for rank in range(count)]
+    assert len({share.inputs_bt.shape for share in shares}) == 1
+    for name in ("inputs_bt", "targets_bt", "documents_bt"):
+        assert torch.equal(torch.cat([getattr(share, name) for share in shares])[:4], getattr(batch, name))
+    rest = torch.cat([share.targets_bt for share in shares])[4:]
+    assert (rest == IGNORED).all()
+    # Each knows the whole batch's counts, for the divisor of the loss.
+    assert {(s.tokens, s.trained_tokens) for s in shares} == {(batch.tokens, batch.trained_tokens)}

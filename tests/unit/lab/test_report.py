@@ -380,11 +380,40 @@ def test_a_run_under_way(tmp_path: Path) -> None:
         file.write('{"step": 4, "lo')  # killed while writing
     (tmp_path / "pretrain" / "samples.jsonl").write_text('{"step"')
     page = report(tmp_path)
-    assert page.payload["stages"] == [{"name": "pretrain", "first": 0, "last": 3, "resumed": []}]
+    assert page.payload["stages"] == [
+        {"name": "pretrain", "first": 0, "last": 3, "resumed": [], "faults": []}
+    ]
     assert "under way" in page.text
     assert "– tokens in the vocabulary" in page.text
     assert "2.000" in page.text  # the newest bits per byte that there are
     assert "No samples yet" in page.text
+
+
+def test_bad_steps_are_marked_and_told(run: Path) -> None:
+    """One that was met again after a kill counts once."""
+    spike = {"kind": "spike", "step": 2, "loss": 9.25, "grad_norm": 1.0, "loss_limit": 5.5}
+    write_rows(
+        run / "pretrain" / "events.jsonl",
+        [
+            {**spike, "done": "first time"},
+            {"kind": "non_finite_loss", "step": 3, "loss": "nan", "grad_norm": "inf", "done": ATTACK},
+            {**spike, "done": "its batch is skipped"},
+            {"kind": "non_finite_loss", "step": 4, "bpb": "nan", "done": "back to step 1"},
+        ],
+    )
+    page = report(run)
+    marks = page.payload["stages"][0]["faults"]
+    assert [mark["step"] for mark in marks] == [2, 3, 4]
+    told = "step 2, a spike: loss 9.25 (limit 5.5) and gradient norm 1; its batch is skipped"
+    assert marks[0]["text"] == told and told in page.text
+    assert "step 3, not finite: loss nan and gradient norm inf; " in page.text
+    assert "step 4, not finite: weights that give no number in evaluation; back to step 1" in page.text
+    assert page.payload["stages"][1]["faults"] == []
+
+    many = [{**spike, "step": step, "done": "skipped"} for step in range(1, 12)]
+    write_rows(run / "pretrain" / "events.jsonl", many)
+    assert "step 6, a spike" in (text := report(run).text.split("and 5 more")[0].split("Bad steps in")[1])
+    assert "step 7, a spike" not in text
 
 
 def test_a_stage_that_the_recipe_leaves_out_is_not_missing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pilgrim.core.runtime import Runtime
 from pilgrim.model.attention_choice import (
     BACKENDS,
     Choice,
+    _repeat,
     choose,
     example_documents,
     fastest,
@@ -50,6 +51,7 @@ def test_what_a_cpu_can_do_may_be_asked_for(backend: Any) -> None:
         (NVIDIA, "sdpa", "table of all pairs"),
         (NVIDIA, "blocks", "table of all pairs"),
         (replace(NVIDIA, compile=False), "flex", "runtime.compile is off"),
+        (replace(NVIDIA, deterministic=True), "fa3", "not all of its versions give the same bits"),
         (NVIDIA, "flex", "heads of 16 or more, not 8"),
     ],
 )
@@ -78,6 +80,31 @@ def test_the_fastest_is_taken_and_failures_are_told() -> None:
         "Attention by varlen, the fastest of varlen 1.2 ms, fa3 2.5 ms in all layers; "
         "flex is left out: out of resource: shared memory."
     )
+
+
+def test_where_the_bits_must_stay_the_same_nothing_is_left_to_timing() -> None:
+    asked = []
+
+    def measure(backend: str) -> float:
+        asked.append(backend)
+        if backend == "varlen":
+            raise RuntimeError("its gradients differ from one time to the next")
+        return 3.0
+
+    choice = fastest(["varlen", "flex", "reference"], measure, first=True)
+    assert choice == Choice(
+        "flex", {"flex": 3.0}, {"varlen": "its gradients differ from one time to the next"}
+    )
+    assert asked == ["varlen", "flex"]
+    assert choice.note.startswith("Attention by flex, flex 3.0 ms in all layers; varlen is left out: ")
+
+
+def test_bits_that_differ_are_found() -> None:
+    measured = replace(CPU, deterministic=True)
+    assert 0 < measure_ms("sdpa", measured, CONFIG, rows=2) < 1e4
+    numbers = iter(range(9))
+    with pytest.raises(RuntimeError, match="differ from one time to the next"):
+        _repeat(lambda: (torch.zeros(2), torch.full((2,), float(next(numbers) > 3))))
 
 
 def test_if_nothing_runs_the_formula_remains_and_its_cost_is_told() -> None:

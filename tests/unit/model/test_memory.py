@@ -7,8 +7,9 @@ import torch
 
 from pilgrim.data.loader import Batch
 from pilgrim.model.config import ModelConfig, ModelSettings
+from pilgrim.model.count import parameters
 from pilgrim.model.init import initialize
-from pilgrim.model.memory import LOSS_CHUNK, rows_that_fit, training_bytes
+from pilgrim.model.memory import LOSS_CHUNK, TrainingBytes, rows_that_fit, training_bytes
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.losses import CHUNK, token_losses
 
@@ -110,3 +111,19 @@ def test_the_estimate_is_what_a_gpu_allocates(rows: int) -> None:
         losses(model, Batch(ids, ids, ids.to(torch.int32)), BF16).total.backward()
     estimate = training_bytes(config, rows, BF16)
     assert torch.cuda.max_memory_allocated() == pytest.approx(estimate.total - estimate.optimizer, rel=0.25)
+
+
+def test_what_several_processes_divide() -> None:
+    config = shape(depth=12, width=768, head_size=64)
+
+    def needed(parallel: Any, processes: int = 1) -> TrainingBytes:
+        return training_bytes(config, 1, BF16, parallel=parallel, processes=processes)
+
+    alone, ddp, zero, fsdp = needed("alone"), needed("ddp", 8), needed("zero", 8), needed("fsdp", 8)
+    assert alone == ddp
+    assert zero.optimizer == fsdp.optimizer == round(alone.optimizer / 8)
+    assert (zero.weights, zero.gradients) == (alone.weights, alone.gradients)
+    assert fsdp.weights < alone.weights / 3 and fsdp.gradients < alone.gradients / 3
+    assert fsdp.activations == alone.activations
+    slices = 4 * parameters(config).total
+    assert needed("fsdp", 4).weights - fsdp.weights == slices // 4 - slices // 8

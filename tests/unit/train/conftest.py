@@ -19,6 +19,7 @@ from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers, OptimSettings
 from pilgrim.train.fit import MicroBatch
+from pilgrim.train.health import HealthSettings
 from pilgrim.train.loop import Parts
 from pilgrim.train.losses import token_losses
 from pilgrim.train.settings import TrainSettings
@@ -110,6 +111,7 @@ def parts_in(runtime: Runtime, new_model: Callable[..., Transformer]) -> MakePar
             folder=folder,
             log=RunLog(folder),
             console=Console(quiet=True),
+            health=changes.pop("health", HealthSettings()),
         )
         hooks = {
             name: changes.pop(name) for name in ("rows", "losses", "evaluate") if callable(changes.get(name))

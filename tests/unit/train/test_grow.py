@@ -105,12 +105,12 @@ def test_resumed_before_at_and_after_a_switch_to_the_same_bits(
         def dies(evaluate: Callable[[int], dict[str, float]], at: int = stop) -> object:
             def hooked(step: int) -> dict[str, float]:
                 if step == at:
-                    raise KeyboardInterrupt
+                    raise InterruptedError
                 return evaluate(step)
 
             return hooked
 
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(InterruptedError):
             Loop(make_parts("a", grow=GROW, eval_every=1, evaluate=dies)).run()
     Loop(parts := make_parts("a", grow=GROW)).run()
     assert left_by(parts.folder) == left_by(undisturbed)
@@ -165,13 +165,13 @@ def test_windows_resume_to_the_same_bits(make_parts: MakeParts, new_model: NewMo
     def dies(evaluate: Callable[[int], dict[str, float]]) -> object:
         def hooked(step: int) -> dict[str, float]:
             if step == stop:
-                raise KeyboardInterrupt
+                raise InterruptedError
             return evaluate(step)
 
         return hooked
 
     Loop(whole := make_parts("whole", grow=NARROW, model=windowed(new_model))).run()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedError):
         Loop(make_parts("a", grow=NARROW, eval_every=1, evaluate=dies, model=windowed(new_model))).run()
     Loop(parts := make_parts("a", grow=NARROW, model=windowed(new_model))).run()
     assert left_by(parts.folder) == left_by(whole.folder)

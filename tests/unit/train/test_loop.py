@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from pilgrim.core.checkpoint import CheckpointStore
-from pilgrim.core.errors import ChangedRecipe, CheckpointError
+from pilgrim.core.errors import ChangedRecipe, CheckpointError, Stopped
 from pilgrim.core.files import read_json
 from pilgrim.core.runlog import read_rows
 from pilgrim.data.loader import Batch, Position, Rows
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim import schedule
-from pilgrim.train.health import NonFiniteLoss
+from pilgrim.train import stopping
+from pilgrim.train.faults import NonFiniteLoss
+from pilgrim.train.health import HealthSettings
 from pilgrim.train.keeping import State
 from pilgrim.train.loop import Loop, Parts
 from pilgrim.train.losses import Losses
@@ -292,7 +294,11 @@ def test_a_signal_during_an_evaluation_is_heard(
     assert same(parts.folder, reference)
 
 
-def test_the_second_signal_ends_at_once(make_parts: MakeParts, reference: Path) -> None:
+def test_the_second_signal_ends_at_once(
+    make_parts: MakeParts, reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "ONE_WAVE_S", 0.0)
+
     def twice() -> None:
         ask_to_stop()()
         ask_to_stop()()
@@ -306,6 +312,22 @@ def test_the_second_signal_ends_at_once(make_parts: MakeParts, reference: Path) 
     assert same(parts.folder, reference)
 
 
+def test_two_signals_of_one_wave_count_as_one(make_parts: MakeParts, reference: Path) -> None:
+    """A machine that shuts down tells every process, and a launcher tells those that it has started."""
+
+    def twice() -> None:
+        ask_to_stop(signal.SIGTERM)()
+        ask_to_stop(signal.SIGTERM)()
+
+    parts = make_parts("a", losses=in_step(2, twice))
+    with pytest.raises(Stopped) as stopped:
+        Loop(parts).run()
+    assert stopped.value.signal_number == signal.SIGTERM
+    assert CheckpointStore(parts.folder / "checkpoints").steps() == [2]
+    Loop(make_parts("a")).run()
+    assert same(parts.folder, reference)
+
+
 def test_handlers_are_put_back() -> None:
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(ZeroDivisionError), stop_asked() as stop:
@@ -315,8 +337,7 @@ def test_handlers_are_put_back() -> None:
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
     with stop_asked() as stop:
         ask_to_stop(signal.SIGTERM)()
-        assert stop()
-        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+        assert stop() == signal.SIGTERM
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
@@ -394,10 +415,11 @@ def test_another_shape_under_a_checkpoint(
 # Divergence ---------------------------------------------------------------------------------------
 
 HUGE = {"matrix_lr": 1e30, "embedding_lr": 1e30, "head_lr": 1e30, "norm_lr": 1e30}
+STOPS = HealthSettings(on_non_finite="stop")
 
 
 def test_a_huge_learning_rate_is_told(make_parts: MakeParts) -> None:
-    parts = make_parts("a", optim=HUGE, checkpoint_every=100, eval_every=100)
+    parts = make_parts("a", optim=HUGE, checkpoint_every=100, eval_every=100, health=STOPS)
     with pytest.raises(NonFiniteLoss) as error:
         Loop(parts).run()
     sentence = str(error.value)
@@ -423,17 +445,19 @@ def test_what_diverged_goes_on_from_the_last_good_checkpoint(make_parts: MakePar
     assert same(parts.folder, reference)
 
 
+@pytest.mark.parametrize("health", [HealthSettings(), STOPS], ids=["skips", "stops"])
 @pytest.mark.parametrize("eval_every", [5, 100])
 def test_a_checkpoint_of_spoiled_weights_is_not_kept(
-    make_parts: MakeParts, reference: Path, eval_every: int
+    make_parts: MakeParts, reference: Path, eval_every: int, health: HealthSettings
 ) -> None:
     """The update of step 5 spoils the weights; its own loss was finite, so step 5 had been saved.
 
-    With an evaluation at step 5 it is the validation that finds out, else step 6.
+    With an evaluation at step 5 it is the validation that finds out, else step 6. Skipping can't help there,
+    and must not save so often that the last good step is pushed out.
     """
     with pytest.raises(Killed):
         Loop(make_parts("a", checkpoint_every=1, rows=in_row(4 * ROWS + 1, die))).run()
-    parts = make_parts("a", optim=HUGE, checkpoint_every=1, eval_every=eval_every)
+    parts = make_parts("a", optim=HUGE, checkpoint_every=1, eval_every=eval_every, health=health)
     with pytest.raises(NonFiniteLoss, match="the checkpoint of step 4 is kept"):
         Loop(parts).run()
     assert CheckpointStore(parts.folder / "checkpoints").steps()[-1] == 4
@@ -444,7 +468,7 @@ def test_a_checkpoint_of_spoiled_weights_is_not_kept(
 
 def test_when_only_spoiled_weights_were_saved_it_begins_anew(make_parts: MakeParts, reference: Path) -> None:
     with pytest.raises(NonFiniteLoss, match="there was no good checkpoint yet"):
-        Loop(parts := make_parts("a", optim=HUGE, checkpoint_every=1)).run()
+        Loop(parts := make_parts("a", optim=HUGE, checkpoint_every=1, health=STOPS)).run()
     Loop(make_parts("a")).run()
     assert kinds(parts.folder) == ["start", "non_finite_loss", "start"]
     assert same(parts.folder, reference)

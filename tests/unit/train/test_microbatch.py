@@ -1,16 +1,21 @@
 """Microbatches as large as memory holds, by a line through two measurements, and halved where that errs."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from pilgrim.core.errors import StartAgain
+from pilgrim.core.processes import Processes
 from pilgrim.core.runlog import read_rows
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import Batch
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.fit import MICRO_TOKENS, MicroBatch, OutOfMemory, blank, fit, measure
+from pilgrim.train.gradients import Gradients
+from pilgrim.train.grow import Phase
 from pilgrim.train.keeping import State
 from pilgrim.train.loop import Loop, Parts
 from pilgrim.train.losses import Losses, token_losses
@@ -186,3 +191,21 @@ def test_on_cuda_the_line_predicts_what_more_rows_need(new_model: Callable[..., 
     torch.cuda.reset_peak_memory_stats()
     accumulate(model, blank(16, 512), 16, token_losses, runtime)
     assert torch.cuda.max_memory_allocated() == pytest.approx(found.fixed + 16 * found.row, rel=0.1)
+
+
+def test_one_of_several_processes_notes_what_would_fit_and_ends(make_parts: MakeParts) -> None:
+    """The others are waiting for it in the middle of adding up; started again, all take half."""
+    parts = make_parts("a", micro_rows=4, losses=at_most(2))
+
+    def gradients(count: int, micro: MicroBatch) -> Gradients:
+        runtime = replace(parts.runtime, processes=Processes(1, count))
+        return Gradients(parts.model, parts.losses, micro, runtime, parts.log, parts.console)
+
+    phase = Phase(0, 9, rows=8, context=16, lr=1.0)
+    with pytest.raises(StartAgain, match=r"process 1 .* at step 7 with 4 rows at once; .* with 2"):
+        gradients(2, MicroBatch(4)).of(blank(4, 16), phase, 7)
+    again = MicroBatch(4)
+    relaunched = gradients(1, again)
+    relaunched.recall()
+    assert relaunched.rows(phase) == 2
+    assert read_rows(parts.folder / "events.jsonl")[-1]["micro_tokens"] == 2 * 16

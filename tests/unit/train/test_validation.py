@@ -13,7 +13,7 @@ from pilgrim.data.shards import TokenSet
 from pilgrim.model.attention import causal_attention
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.losses import token_losses
-from pilgrim.train.validation import ByDocument, Validation, filled, validate
+from pilgrim.train.validation import ByDocument, Validation, validate
 
 CONTEXT, END = 16, 0
 TOKEN_BYTES = [0, 0, *(1 + i % 3 for i in range(29))]  # 0 and 1 are special: they stand for no text
@@ -120,8 +120,8 @@ def test_nothing_to_count_is_no_nan(
 
 def test_a_batch_is_filled_up_with_padding() -> None:
     batch = Batch(torch.ones(1, 3, dtype=torch.int64), torch.ones(1, 3, dtype=torch.int64), torch.zeros(1, 3))
-    assert filled(batch, 1) is batch
-    full = filled(batch, 3)
+    assert batch.filled(1) is batch
+    full = batch.filled(3)
     assert full.inputs_bt.tolist() == [[1, 1, 1], [0, 0, 0], [0, 0, 0]]
     assert full.targets_bt[1:].eq(IGNORED).all()
     assert full.documents_bt[1:].eq(-1).all()
