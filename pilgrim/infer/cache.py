@@ -101,34 +101,3 @@ class PagedCache:
             return kernel(q, keys, values, layout, self._windows[layer], block)
 
         return attend
-
-
-class RowCache:
-    """A cache of rows, each a block as long as the row can get; `lengths[i]` tokens of row i are stored.
-
-    For whoever has a fixed set of texts and places of their own: scoring (evals/scoring.py) reads what
-    options have in common once, and goes back to it by setting `lengths`.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        rows: int,
-        capacity: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        kernel: paged_kernel.Mix | None = None,
-    ) -> None:
-        slots = -(-capacity // paged_kernel.BLOCK_TOKENS) * paged_kernel.BLOCK_TOKENS if kernel else capacity
-        self._cache = PagedCache(config, rows, slots, 1, dtype, device, kernel)
-        self.capacity, self.lengths = capacity, [0] * rows
-
-    def extend(self, first: int, counts: Sequence[int]) -> tuple[Tensor, Attend]:
-        """Makes room for `counts[i]` more tokens in row `first + i`; see `PagedCache.attend`."""
-        starts = self.lengths[first : first + len(counts)]
-        ends = [start + count for start, count in zip(starts, counts, strict=True)]
-        if max(ends) > self.capacity:
-            raise IndexError(f"the cache has {self.capacity} slots a row, but {max(ends)} are needed")
-        self.lengths[first : first + len(counts)] = ends
-        rows = zip(starts, counts, strict=True)
-        return self._cache.attend([Span(start, n, [first + i]) for i, (start, n) in enumerate(rows)])

@@ -27,14 +27,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from pilgrim.core.compiling import compiled
 from pilgrim.core.errors import DataError, PilgrimError
 from pilgrim.core.runtime import Runtime
 from pilgrim.infer import paged_kernel
 from pilgrim.infer.blocks import BlockPool
-from pilgrim.infer.cache import PagedCache, RowCache
+from pilgrim.infer.cache import PagedCache
 from pilgrim.infer.paged_attention import Span
 from pilgrim.infer.recorded import Recorder, cuda_graph
 from pilgrim.infer.sampling import Sampling, TokenScores, choose, token_scores
@@ -43,7 +42,7 @@ from pilgrim.infer.tools import ToolUse
 from pilgrim.model.attention import Attend
 from pilgrim.model.transformer import Transformer
 
-BLOCK_TOKENS = 16  # few, so that little of a beginning is read again; a GPU's kernel has its own
+BLOCK_TOKENS = 8  # few, so that little of a beginning is read again; a GPU's kernel has its own
 # A pass reads so many tokens at most: enough to keep a machine busy, few enough for others not to wait long.
 TOKENS_PER_PASS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
 
@@ -354,26 +353,7 @@ class Engine:
             step = compiled(self._step) if self._runtime.compile else self._step
             self._recorder = Recorder(step, self._store, self.rows, context, cuda_graph)
 
-    # For who keeps places of their own: scoring ------------------------------------------------------
-
-    def cache(self, rows: int, capacity: int) -> RowCache:
-        """An empty cache for `rows` texts of up to `capacity` tokens."""
-        return RowCache(self.config, rows, capacity, self.dtype, self._runtime.device, self._kernel)
-
-    @torch.inference_mode()
-    def read(self, cache: RowCache, first: int, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Lets row `first + i` read `tokens[i]`; returns the scores of what follows each, [b, v]."""
-        counts = [len(ids) for ids in tokens]
-        last_bw = self.hidden(cache, first, tokens)[torch.arange(len(counts)), torch.tensor(counts) - 1]
-        return self._scores(last_bw)
-
-    @torch.inference_mode()
-    def hidden(self, cache: RowCache, first: int, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Lets row `first + i` read `tokens[i]`; returns hidden states [b, t, w], padded at the right."""
-        counts = [len(ids) for ids in tokens]
-        positions_1n, attend = cache.extend(first, counts)
-        hidden_nw = self._forward([i for ids in tokens for i in ids], positions_1n, attend)
-        return pad_sequence(hidden_nw.split(counts), batch_first=True)
+    # For who lays out rows by themselves: scoring ------------------------------------------------------
 
     @torch.inference_mode()
     def hidden_at(self, ids_bt: Tensor, positions_bt: Tensor, attend: Attend, wanted_bn: Tensor) -> Tensor:
@@ -384,13 +364,6 @@ class Engine:
     @property
     def device(self) -> torch.device:
         return self._runtime.device
-
-    def padded(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """Ids [b, t] on the engine's device. No token looks to its right, so the padding changes nothing."""
-        longest = max(len(ids) for ids in tokens)
-        return torch.tensor(
-            [[*ids, *[0] * (longest - len(ids))] for ids in tokens], device=self._runtime.device
-        )
 
 
 class Session:

@@ -10,8 +10,8 @@ many texts of equal length. Two plans, and each text gets the better one:
   so neighbouring lanes *are* a padded table [lanes, slots], without copying anything. One call does it for
   all of them; a mask hides what is behind a text's end, or in lanes between that take no part.
 
-Measured on two cores with AMX, 64 texts of 384 tokens: the table takes 1.2 times a dense cache's time, alone
-1.05 to 1.3 times and twice as much for short texts, a padded copy 3 to 5 times (journal, 2026-11-23).
+Measured for 64 texts of 512 tokens: alone takes 1.05 to 1.3 times a dense cache's time, a padded copy 3 to 5
+times; for 64 texts of 128 tokens, alone takes 2.5 to 3.3 times (journal, 2026-11-23).
 
 Shapes: h heads, g key/value heads, n new tokens of all texts, d head size, s slots of a lane, r lanes.
 """

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cached_reading import Reader
 
 from pilgrim.core.runtime import Runtime
 from pilgrim.infer.engine import Engine
@@ -50,24 +51,22 @@ def uncached(model: Transformer, ids: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("pieces", [[1] * 60, [60], [17, 1, 1, 30, 1, 10], [1, 59], [59, 1]], ids=str)
 def test_scores_are_the_same_however_a_text_is_read(model: Transformer, pieces: list[int]) -> None:
-    engine, ids = Engine(model, RUNTIME), random_ids(60, seed=2)
+    reader, ids, read = Reader(model, rows=1, capacity=60), random_ids(60, seed=2), 0
     expected = uncached(model, ids)
-    cache, read = engine.cache(rows=1, capacity=60), 0
     for size in pieces:
-        scores_1v = engine.read(cache, 0, [ids[read : read + size]])
+        scores_1v = reader.read(0, [ids[read : read + size]])
         read += size
         torch.testing.assert_close(scores_1v[0], expected[read - 1], rtol=1e-5, atol=1e-5)
 
 
 def test_scores_are_the_same_in_a_batch_of_unequal_rows(model: Transformer) -> None:
-    engine = Engine(model, RUNTIME)
     texts = [random_ids(length, seed=length) for length in (30, 3, 17, 22)]
     more = [random_ids(length, seed=50 + length) for length in (2, 9, 1, 5)]
-    cache = engine.cache(rows=4, capacity=50)
-    engine.read(cache, 0, texts[:2])
-    engine.read(cache, 2, texts[2:])
+    reader = Reader(model, rows=4, capacity=50)
+    reader.read(0, texts[:2])
+    reader.read(2, texts[2:])
     for parts in (more, [[7], [8], [9], [10]]):
-        scores_bv = engine.read(cache, 0, parts)
+        scores_bv = reader.read(0, parts)
         texts = [text + part for text, part in zip(texts, parts, strict=True)]
         expected = torch.stack([uncached(model, text)[-1] for text in texts])
         torch.testing.assert_close(scores_bv, expected, rtol=1e-5, atol=1e-5)
@@ -79,10 +78,9 @@ def test_windows_may_be_read_in_blocks(block: int, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("pilgrim.infer.paged_attention.QUERIES", block)
     model = Transformer(SHAPES["windows"].config(vocab_size=200))
     initialize(model, torch.Generator().manual_seed(3))
-    engine, ids = Engine(model, RUNTIME), random_ids(60, seed=2)
-    cache = engine.cache(rows=2, capacity=80)
-    engine.read(cache, 0, [ids[:40], ids[:9]])
-    scores_bv = engine.read(cache, 0, [ids[40:], ids[9:29]])
+    reader, ids = Reader(model, rows=2, capacity=80), random_ids(60, seed=2)
+    reader.read(0, [ids[:40], ids[:9]])
+    scores_bv = reader.read(0, [ids[40:], ids[9:29]])
     expected = torch.stack([uncached(model, ids)[-1], uncached(model, ids[:29])[-1]])
     torch.testing.assert_close(scores_bv, expected, rtol=1e-5, atol=1e-5)
 

@@ -4,12 +4,14 @@ A random schedule of arrivals, cancellations and steps drives a small engine, wh
 all of them. Whatever happens, each reply must be what the twin writes, and no block may be lost.
 """
 
+import copy
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 import torch
+from cached_reading import Reader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,12 +231,10 @@ def test_a_step_that_was_broken_off_spoils_nothing() -> None:
 @pytest.mark.parametrize("rows", [1, 3, 8])
 def test_bf16_batches_stay_within_its_rounding(rows: int) -> None:
     """Scores of a batch and alone, in bf16: apart by no more than a few of its roundings."""
-    model = MODELS["windows"]
-    bf16 = Runtime(torch.device("cpu"), torch.bfloat16, compile=False, seed=1)
-    engine = Engine(model, bf16, rows=8)
+    model = copy.deepcopy(MODELS["windows"]).to(torch.bfloat16)
     texts = [[(7 * i + j) % VOCABULARY for j in range(10 + 5 * i)] for i in range(rows)]
-    together = engine.read(engine.cache(rows, CONTEXT), 0, texts)
-    alone = torch.cat([engine.read(engine.cache(1, CONTEXT), 0, [text]) for text in texts])
+    together = Reader(model, rows, CONTEXT, torch.bfloat16).read(0, texts)
+    alone = torch.cat([Reader(model, 1, CONTEXT, torch.bfloat16).read(0, [text]) for text in texts])
     spread = alone.std()
     assert (together - alone).abs().max() < 0.05 * spread
 

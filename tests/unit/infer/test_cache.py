@@ -1,4 +1,4 @@
-"""Slots, pieces and rows of the cache; that none of it changes a result is tested in numerics."""
+"""Slots and pieces of the cache; that none of it changes a result is tested in numerics."""
 
 import inspect
 
@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 
 from pilgrim.infer import paged_kernel
-from pilgrim.infer.cache import PagedCache, RowCache
+from pilgrim.infer.cache import PagedCache
 from pilgrim.infer.paged_attention import Span
 from pilgrim.model.attention import causal_attention
 from pilgrim.model.config import ModelSettings
@@ -15,29 +15,9 @@ from pilgrim.model.config import ModelSettings
 CONFIG = ModelSettings(depth=1, width=16, head_size=4, heads=4, kv_heads=2).config(vocab_size=300)
 
 
-def make(rows: int, capacity: int) -> RowCache:
-    return RowCache(CONFIG, rows, capacity, torch.float32, torch.device("cpu"))
-
-
 def qkv(n: int, seed: int) -> list[torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
     return [torch.randn(1, heads, n, 4, generator=draw) for heads in (4, 2, 2)]
-
-
-def test_positions_follow_the_tokens_of_each_row() -> None:
-    cache = make(rows=3, capacity=10)
-    assert cache.extend(0, [2, 4, 1])[0].tolist() == [[0, 1, 0, 1, 2, 3, 0]]
-    assert cache.lengths == [2, 4, 1]
-    assert cache.extend(1, [1, 2])[0].tolist() == [[4, 1, 2]]
-    assert cache.lengths == [2, 5, 3]
-
-
-def test_a_full_cache_says_so() -> None:
-    cache = make(rows=1, capacity=4)
-    cache.extend(0, [3])
-    with pytest.raises(IndexError, match="the cache has 4 slots a row, but 5 are needed"):
-        cache.extend(0, [2])
-    assert cache.lengths == [3]
 
 
 @pytest.mark.parametrize("blocks", [[2, 3, 4], [4, 1, 3]], ids=["in place", "scattered"])
