@@ -16,7 +16,7 @@ from pilgrim.stages import bench
 
 def test_a_run_is_measured(run: Path, pilgrim: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "BATCHES", (1, 3))
-    result = pilgrim("bench", "infer", run, "--tokens", 2, "--rounds", 1, "--prompt", 5)
+    result = pilgrim("bench", "infer", run, "--tokens", 16, "--rounds", 1, "--prompt", 5)
     assert result.exit_code == 0, result.output
     rows = read_json(run / "bench" / "infer.json")
     assert [row["texts"] for row in rows] == [1, 3]
