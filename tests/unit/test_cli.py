@@ -10,7 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pilgrim.cli import app, chat, find_run, guarded
+from pilgrim.cli import app
+from pilgrim.cli.base import find_run, guarded
+from pilgrim.cli.chat import chat
 from pilgrim.core.errors import PilgrimError
 from pilgrim.infer.sampling import Sampling
 
