@@ -81,7 +81,7 @@ def eval_command(
     contamination: Annotated[
         bool,
         typer.Option(
-            help="Look for CORE's items in the training text, and score those that are not in it apart."
+            help="Look for the items in the training text, and score those that are not in it apart."
         ),
     ] = True,
     text: Annotated[
@@ -169,9 +169,11 @@ def eval_command(
         elif one is core.CORE:
             core.evaluate_core(folder, data, items, contamination=contamination)
         elif one is chat.CHAT:
-            chat.evaluate_chat(folder, data if "core" not in asked else None, items)
+            chat.evaluate_chat(
+                folder, data if "core" not in asked else None, items, contamination=contamination
+            )
         else:
-            chat.evaluate_own(folder, Path(one.option), items)
+            chat.evaluate_own(folder, Path(one.option), items, contamination=contamination)
     if other is not None:
         for one in suites:
             answers.compare_runs(folder, other, one)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pilgrim.core.errors import DataError
+from pilgrim.evals.items import Item
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class ChatItem:
     choices: tuple[str, ...] = ()  # replies that can be compared by likelihood: letters
     gold: int = 0  # which of them is right
     id: str = ""  # by which the file knows it; no two may have the same
+
+    def to_look_for(self) -> Item:
+        """The question with its answer, as it may stand in a training text."""
+        return Item(((self.prompt, self.expected),), 0, self.line)
 
 
 def text(row: Mapping[str, Any], key: str, place: str) -> str:

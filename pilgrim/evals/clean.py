@@ -5,29 +5,32 @@ than the errors allow, the full score is too good. That comparison is GPT-3's (B
 It is weak: items that are found in training texts are often easier anyway.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pilgrim.evals.behaviour import Share
 from pilgrim.evals.contamination import RULE, Overlap
-from pilgrim.evals.core import summary
 
 COLUMNS = ("lines", "right")
 
 
-def with_clean(result: Mapping[str, Any], found: Mapping[str, Overlap]) -> dict[str, Any]:
-    """The result of `core.evaluate` with what was found: for each task "contamination" and "clean", and the
-    mean over clean subsets as "clean".
+def with_clean(
+    result: Mapping[str, Any],
+    found: Mapping[str, Overlap],
+    summary: Callable[[dict[str, dict[str, Any]]], dict[str, Any]],
+) -> dict[str, Any]:
+    """The result of a suite with what was found: for each task "contamination" and "clean", and the mean over
+    clean subsets as "clean".
 
-    `found` has the overlaps by the SHA-256 of the tasks' files. A task of which nothing is clean has None,
-    and no part in that mean.
+    `found` has the overlaps by the SHA-256 of the tasks' files, and `summary` is the suite's mean. A task of
+    which nothing is clean has None, and no part in that mean.
     """
     tasks = {name: task | _of_task(task, found[task["sha256"]]) for name, task in result["tasks"].items()}
     left = {name: task | task["clean"] for name, task in tasks.items() if task["clean"]}
     clean: dict[str, Any] | None = None
-    if left:
-        whole = summary(left)
-        clean = {key: whole[key] for key in ("score", "standard_error")} | {"tasks": len(left)}
+    if left and "score" in (whole := summary(left)):
+        members = whole.get("members", left)
+        clean = {key: whole[key] for key in ("score", "standard_error")} | {"tasks": len(members)}
     for task in tasks.values():
         if task["clean"]:
             task["clean"] = {key: value for key, value in task["clean"].items() if key not in COLUMNS}

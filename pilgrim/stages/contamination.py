@@ -14,7 +14,6 @@ from typing import Any
 from pilgrim.core.files import read_json, write_atomic
 from pilgrim.data.shards import TokenSet
 from pilgrim.evals.contamination import RULE, Overlap, overlaps
-from pilgrim.evals.core import Exam
 from pilgrim.evals.items import Item
 from pilgrim.stages.journey import Journey
 from pilgrim.stages.shards import run_tokenizer, token_set
@@ -49,11 +48,11 @@ def in_training_text(
     return {digest: known[digest] for digest in files}
 
 
-def overlaps_of(journey: Journey, exams: Sequence[Exam]) -> dict[str, Overlap]:
-    """The same for all items of these exams, with a bar for the person who waits."""
+def overlaps_of(journey: Journey, files: Mapping[str, Sequence[Item]]) -> dict[str, Overlap]:
+    """The same, with a bar for the person who waits."""
     documents = sum(tokens.documents for tokens in training_sets(journey))
     with journey.console.progress(documents, "training documents") as progress:
-        return in_training_text(journey, {exam.sha256: exam.items for exam in exams}, progress.advance)
+        return in_training_text(journey, files, progress.advance)
 
 
 def training_sets(journey: Journey) -> list[TokenSet]:

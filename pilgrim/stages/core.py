@@ -10,7 +10,7 @@ from typing import Any
 
 from pilgrim.core.console import Console
 from pilgrim.evals.clean import with_clean
-from pilgrim.evals.core import evaluate, read_exams
+from pilgrim.evals.core import evaluate, read_exams, summary
 from pilgrim.evals.core_tasks import BUNDLED, find_folder
 from pilgrim.infer.engine import Engine
 from pilgrim.stages.answers import Suite, ask_run, opened_run, table
@@ -40,11 +40,12 @@ def evaluate_core(
         data = data or find_folder(journey.recipe.eval.core)
         exams = read_exams(data, limit)
         with only_writer(folder, processes):
-            overlaps = processes.by_first(lambda: overlaps_of(journey, exams)) if contamination else None
+            files = {exam.sha256: exam.items for exam in exams}
+            overlaps = processes.by_first(lambda: overlaps_of(journey, files)) if contamination else None
 
         def ask(engine: Engine, tokenizer: Tokenizer, done: Callable[[int], None]) -> dict[str, Any]:
             found = evaluate(engine, tokenizer, exams, done, processes)
-            return found if overlaps is None else with_clean(found, overlaps)
+            return found if overlaps is None else with_clean(found, overlaps, summary)
 
         items = sum(exam.asked for exam in exams)
         result = ask_run(journey, CORE, items, "bundled" if data == BUNDLED else str(data), ask)

@@ -1,5 +1,6 @@
 """`pilgrim eval --suite chat` and `--suite PATH`: a table, a file, a comparison, a section in the report."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pilgrim.core.config import load_toml
 from pilgrim.core.files import read_json
 from pilgrim.infer.sandbox import refusal
 from pilgrim.lab.report import write_report
@@ -65,6 +67,25 @@ def test_questions_of_ones_own(run: Path, pilgrim: Pilgrim, tmp_path: Path) -> N
     told = pilgrim("eval", "tiny", "--suite", "evals/mine.toml", "--compare", "tiny")
     assert "mean of the centered accuracies of mine: +0.0000" in told.output.replace("\n", " ")
     assert "Your questions: mine" in write_report(run).read_text()
+
+
+def test_questions_that_were_read_in_training_are_told(run: Path, pilgrim: Pilgrim, tmp_path: Path) -> None:
+    """One of two is the beginning of a training document."""
+    data = load_toml(run / "recipe.toml")["data"]["train"][0]
+    read = " ".join(json.loads(Path(data).read_text().splitlines()[0])["text"].split()[:25])
+    rows = [
+        {"prompt": f"Go on: {read}", "exact": "no"},
+        {"prompt": "What is seven times eight?", "exact": "56"},
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = pilgrim("eval", "tiny", "--suite", "mine.jsonl")
+    assert told.exit_code == 0, told.output
+    assert "mine: 1 of 2 items overlap the training text; the others: " in told.output.replace("\n", " ")
+    task = read_json(run / "evaluate" / "own-mine.json")["tasks"]["mine"]
+    assert task["contamination"]["lines"] == [1] and task["contamination"]["too_short"] == 1
+    assert task["clean"]["n"] == 1
+    pilgrim("eval", "tiny", "--suite", "mine.jsonl", "--no-contamination")
+    assert "contamination" not in read_json(run / "evaluate" / "own-mine.json")["tasks"]["mine"]
 
 
 @pytest.mark.parametrize(

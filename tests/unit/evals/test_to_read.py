@@ -6,6 +6,7 @@ import pytest
 
 from pilgrim.evals.clean import with_clean
 from pilgrim.evals.contamination import RULE, Overlap
+from pilgrim.evals.core import summary
 from pilgrim.evals.items import Item
 from pilgrim.evals.to_read import CHARACTERS, margin, to_read
 
@@ -61,18 +62,18 @@ def task(right: list[bool], sha256: str, chance: float = 0.5) -> dict[str, Any]:
 def test_what_is_clean_is_scored_apart() -> None:
     tasks = {"one": task([True, True, True, False], "a"), "two": task([True, False], "b")}
     found = {"a": Overlap({1}, {1, 2, 99}, set()), "b": Overlap(set(), {1, 2}, {3})}
-    result = with_clean({"score": 0.5, "tasks": tasks}, found)
+    result = with_clean({"score": 0.5, "tasks": tasks}, found, summary)
     one, two = result["tasks"]["one"], result["tasks"]["two"]
     assert one["contamination"] == {"overlapping": 2, "whole": 1, "too_short": 0, "lines": [1, 2]}
     assert (one["clean"]["n"], one["clean"]["accuracy"], one["clean"]["centered"]) == (2, 0.5, 0.0)
     assert two["clean"] is None
     assert (result["clean"]["tasks"], result["clean"]["score"]) == (1, 0.0)
     assert (result["score"], result["rule"]) == (0.5, RULE)
-    assert with_clean({"tasks": {"two": tasks["two"]}}, found)["clean"] is None
+    assert with_clean({"tasks": {"two": tasks["two"]}}, found, summary)["clean"] is None
 
 
 def test_without_overlap_both_scores_are_one() -> None:
     tasks = {"one": task([True, True, True, False], "a"), "two": task([True, False], "b", chance=0.25)}
-    result = with_clean({"tasks": tasks}, {"a": Overlap(), "b": Overlap()})
+    result = with_clean({"tasks": tasks}, {"a": Overlap(), "b": Overlap()}, summary)
     assert [t["clean"]["accuracy"] for t in result["tasks"].values()] == [0.75, 0.5]
     assert result["clean"]["score"] == pytest.approx((0.5 + 1 / 3) / 2)
