@@ -6,6 +6,7 @@ Each group of processes is started once, and walks several times, because starti
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import socket
 import sys
@@ -56,6 +57,20 @@ SETTINGS = [
     'eval.watch=["lambada_openai"]',
     "eval.watch_items=5",
 ]
+# Among the documents one that is like no other, and is met after the steps in which nothing is a spike.
+ODD = [
+    "seed=2",
+    "runtime.dtype=fp32",
+    "model.width=32",
+    "model.context=64",
+    "pretrain.steps=150",
+    "pretrain.rows=3",
+    "pretrain.micro_rows=1",
+    "pretrain.eval_every=150",
+    "pretrain.checkpoint_every=20",
+    "eval.sample_tokens=1",
+    "health.spike_sigmas=5",
+]
 TOLERANCE = 1e-6  # relative, over all of these steps
 TIMEOUT_S = 300
 
@@ -64,6 +79,13 @@ def walk(recipe: Path, runs: Path, name: str, *settings: str, until: str = "pret
     return run_journey(
         recipe, [*SETTINGS, f"name={name}", *settings], until=until, runs=runs, console=Console(quiet=True)
     )
+
+
+def walk_past_the_odd(recipe: Path, runs: Path, policy: str, count: int) -> Path:
+    """Pretraining that meets a spike."""
+    documents = json.dumps([str(recipe.parent / "train.jsonl"), str(runs / "odd.jsonl")])
+    settings = [*ODD, f"data.train={documents}", f"health.on_spike={policy}", f"name={policy}-{count}"]
+    return run_journey(recipe, settings, until="pretrain", runs=runs, console=Console(quiet=True))
 
 
 # In each process of a group -----------------------------------------------------------------------
@@ -97,6 +119,8 @@ def of_two(processes: Processes, recipe: Path, runs: Path) -> None:
     walk(recipe, runs, "one-then-two")
     agreements(processes, runs)
     questions(runs / "zero")
+    for policy in ("skip", "roll_back"):
+        walk_past_the_odd(recipe, runs, policy, 2)
 
 
 def of_three(processes: Processes, recipe: Path, runs: Path) -> None:
@@ -192,6 +216,9 @@ def together(context: Any, count: int, work: Any, recipe: Path, runs: Path) -> N
 def runs(context: Any, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All walks, by name: to be looked at only."""
     folder = tmp_path_factory.mktemp("processes")
+    dice = random.Random(5)
+    odd = "".join(chr(dice.randrange(0x4E00, 0x9000)) for _ in range(60))
+    (folder / "odd.jsonl").write_text(json.dumps({"text": odd}) + "\n")
     walk(recipe, folder, "one", until="sft")
     together(context, 2, of_two, recipe, folder)
     together(context, 3, of_three, recipe, folder)
@@ -239,6 +266,19 @@ def test_losses_do_not_depend_on_how_many_train(runs: Path, name: str, stage: st
     assert [row["tokens"] for row in rows(runs / "one", stage)] == [
         row["tokens"] for row in rows(runs / name, stage)
     ]
+
+
+@pytest.mark.parametrize("policy", ["skip", "roll_back"])
+def test_a_bad_step_is_dealt_with_alike(runs: Path, recipe: Path, policy: str) -> None:
+    """Found by all at the same step, and skipped or gone back behind by all."""
+    one, two = walk_past_the_odd(recipe, runs, policy, 1), runs / f"{policy}-2"
+    told = [
+        [(row["step"], row["done"]) for row in rows(run, "pretrain", "events") if row["kind"] == "spike"]
+        for run in (one, two)
+    ]
+    assert told[0] == told[1] and 64 < told[0][0][0] < 150
+    assert len(rows(two, "pretrain")) == 150
+    assert drift(one, two, "pretrain") < 10 * TOLERANCE  # of three times as many steps as above
 
 
 def test_slices_train_as_wholes_do(runs: Path) -> None:
