@@ -137,9 +137,8 @@ def supervise(job: Job, most_tries: int, say: Callable[[str], None]) -> int:
                 return code
             if (by := stop.asked or ending.stopped_by) and (ending.stopped_by or ending.code < 0):
                 return 128 + by
-            if (
-                ending.code == AGAIN and not stop.asked
-            ):  # it halves its microbatch: that has an end of its own
+            # A rank that ran out of memory has halved its microbatch: that has an end of its own.
+            if ending.code == AGAIN and not stop.asked:
                 continue
             tries.count()
             last = bool(stop.asked) or tries.failed >= tries.most
