@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from pilgrim.core.errors import PilgrimError, ToldElsewhere
@@ -159,7 +160,7 @@ def joined(device: torch.device, timeout_s: float = DEVICE_TIMEOUT_S) -> Iterato
         return
     on_gpu = device.type == "cuda"
     # Names of their own each time: at addresses that the last meeting left, nobody answers any more.
-    store = dist.PrefixStore(f"meeting {next(_meetings)}", _common_store())
+    store = PrefixStore(f"meeting {next(_meetings)}", _common_store())
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         timeout=timedelta(seconds=timeout_s),
