@@ -208,7 +208,8 @@ def _transformers(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # there is one of ours already
+    quiet: Any = logging.disable_progress_bar  # there is a bar of ours already
+    quiet()
     with tempfile.TemporaryDirectory() as folder:
         exported = export_weights(model.weights(), model.config, tokenizer, Path(folder) / "model")
         load: Any = AutoModelForCausalLM.from_pretrained
