@@ -12,16 +12,19 @@ There one may have to wait for hours, while rank 0 turns a large text into token
 Without torchrun there is one process. It is rank 0 of 1, and none of this costs it anything.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from pilgrim.core.errors import PilgrimError, ToldElsewhere
@@ -131,6 +134,7 @@ class Processes:
 
 ALONE = Processes()
 _joined: Processes | None = None
+_meetings = itertools.count()  # how often these processes have met
 
 
 def here() -> Processes:
@@ -155,13 +159,14 @@ def joined(device: torch.device, timeout_s: float = DEVICE_TIMEOUT_S) -> Iterato
         yield _joined or found
         return
     on_gpu = device.type == "cuda"
-    store, rank, count = next(iter(rendezvous("env://")))
+    # Names of their own each time: at addresses that the last meeting left, nobody answers any more.
+    store = PrefixStore(f"meeting {next(_meetings)}", _common_store())
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         timeout=timedelta(seconds=timeout_s),
         store=store,
-        rank=rank,
-        world_size=count,
+        rank=found.rank,
+        world_size=found.count,
         device_id=device if on_gpu else None,
     )
     patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_S))
@@ -176,6 +181,13 @@ def joined(device: torch.device, timeout_s: float = DEVICE_TIMEOUT_S) -> Iterato
         raise
     _joined = None
     dist.destroy_process_group()
+
+
+@cache
+def _common_store() -> Any:
+    """Where processes leave word for each other, as long as they live: who keeps it can't open it twice."""
+    store, _, _ = next(iter(rendezvous("env://")))
+    return store
 
 
 def _somebody_says(store: Any, sentence: str) -> bool:

@@ -78,18 +78,16 @@ def read_own_exams(path: Path, limit: int | None = None) -> list[ChatExam]:
     """The user's questions: each file is a task, in words, and by likelihood too where it has choices."""
     exams: list[ChatExam] = []
     for file in own.files_of(path):
-        items, name, digest = (
-            _read(file, own.read_questions(file))[:limit],
-            own.name_of(file),
-            sha256_file(file),
-        )
+        whole, name, digest = _read(file, own.read_questions(file)), own.name_of(file), sha256_file(file)
+        items = whole[:limit]
         if name in (exam.task.name for exam in exams):
             raise DataError(f"{path} has two files of the name {name}; rename one of them")
-        task = ChatTask(name, str(file), own.read_question, len(items), calculator=True, member=True)
+        task = ChatTask(name, str(file), own.read_question, len(whole), calculator=True, member=True)
         exams.append(ChatExam(replace(task, chance=_guessing(items)), items, digest))
         if chosen := [item for item in items if item.choices]:
             task = replace(task, name=f"{name}_by_likelihood", way="likelihood", member=False)
-            exams.append(ChatExam(replace(task, chance=_guessing(chosen)), chosen, digest))
+            task = replace(task, items=sum(bool(item.choices) for item in whole), chance=_guessing(chosen))
+            exams.append(ChatExam(task, chosen, digest))
     return exams
 
 

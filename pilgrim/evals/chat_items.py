@@ -34,10 +34,14 @@ class ChatItem:
     choices: tuple[str, ...] = ()  # replies that can be compared by likelihood: letters
     gold: int = 0  # which of them is right
     id: str = ""  # by which the file knows it; no two may have the same
+    published: tuple[tuple[str, str], ...] = ()  # the question with each choice, before our words came around
 
     def to_look_for(self) -> Item:
-        """The question with its answer, as it may stand in a training text."""
-        return Item(((self.prompt, self.expected),), 0, self.line)
+        """The question with its answer, as it may stand in a training text.
+
+        Not in the words of instruction that all questions of a task share: they are in one text or another.
+        """
+        return Item(self.published or ((self.prompt, self.expected),), self.gold, self.line)
 
 
 def text(row: Mapping[str, Any], key: str, place: str) -> str:

@@ -95,6 +95,8 @@ def written(value: Value) -> str:
 def _value(node: ast.expr) -> Value:
     match node:
         case ast.Constant(value=str(text)):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise CannotCompute("half a character")  # no tokens could spell the answer
             return text
         case ast.Constant(value=int(number)) if not isinstance(number, bool):
             return _bounded(Fraction(number))

@@ -30,6 +30,7 @@ from pilgrim.core import peaks
 from pilgrim.core import runtime as machine
 from pilgrim.core.config import build, load_toml
 from pilgrim.core.console import Console
+from pilgrim.core.errors import PilgrimError
 from pilgrim.core.files import write_json_atomic
 from pilgrim.core.runtime import GB, Runtime
 from pilgrim.export.huggingface import export_weights
@@ -77,7 +78,8 @@ def bench_infer(
     console: Console | None = None,
 ) -> list[Row]:
     """Measure a run's newest model with prompts of `prompt` tokens (None: half its context); the rows also
-    go to RUN/bench/infer.json. Raises PilgrimError if the run has no model."""
+    go to RUN/bench/infer.json. Raises PilgrimError if the run has no model,
+    or `tokens` fill its context."""
     console = console or Console()
     recipe = build(Recipe, load_toml(folder / "recipe.toml"), str(folder / "recipe.toml"))
     runtime = machine.start(recipe.runtime, recipe.seed)
@@ -86,6 +88,11 @@ def bench_infer(
         model = load_model(folder / stage, console.say)
         tokenizer = Tokenizer.load(folder / "tokenizer")
         context = model.config.context
+        if tokens > context - 2:
+            raise PilgrimError(
+                f"--tokens {tokens} leaves no room for a prompt in the model's context of {context}; "
+                f"give {context - 2} at most"
+            )
         length = min(prompt or context // 2, context - tokens - 1)
         console.stage("bench", f"{stage}, prompts of {length} tokens, {tokens} written")
         rows = [

@@ -83,14 +83,14 @@ def _overlaps(journey: Journey, exams: Sequence[ChatExam]) -> dict[str, Overlap]
     files: dict[str, dict[int, Item]] = defaultdict(dict)
     for exam in exams:
         files[exam.sha256] |= {item.line: item.to_look_for() for item in exam.items}
-    # What is found is remembered by the file; with fewer of its items, that would be too little.
-    names = {digest: f"{digest} {_lines_hash(items)}" for digest, items in files.items()}
+    # What is found is remembered by these names: with fewer items, or in other words, it would be wrong.
+    names = {digest: f"{digest} {_hash(items)}" for digest, items in files.items()}
     found = overlaps_of(journey, {names[digest]: [*items.values()] for digest, items in files.items()})
     return {digest: found[name] for digest, name in names.items()}
 
 
-def _lines_hash(items: Mapping[int, Item]) -> str:
-    return sha256(str(sorted(items)).encode()).hexdigest()[:16]
+def _hash(items: Mapping[int, Item]) -> str:
+    return sha256(repr(sorted(items.items())).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def one_letter(result: Mapping[str, Any]) -> list[str]:

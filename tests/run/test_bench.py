@@ -34,3 +34,10 @@ def test_what_must_be_read_is_counted() -> None:
     windowed = ModelSettings(depth=4, width=64, context=512, window=50).config(vocab_size=300)
     seen = (3 * 50 + 200) / (4 * 200)
     assert bench.bytes_per_step(windowed, torch.bfloat16, 3, 200) == 2 * matrices + 3 * 200 * cache * seen
+
+
+def test_tokens_that_fill_the_context_are_refused(run: Path, pilgrim: Callable[..., Any]) -> None:
+    result = pilgrim("bench", "infer", run, "--tokens", 5000)
+    assert result.exit_code == 2 and "--tokens 5000 leaves no room for a prompt" in result.output.replace(
+        "\n", " "
+    )

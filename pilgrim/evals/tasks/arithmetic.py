@@ -38,8 +38,10 @@ def graded(reply: str, right: Fraction) -> Verdict:
 
 def read_gsm8k(row: Mapping[str, Any], line: int, place: str) -> ChatItem:
     """ "question" and "answer", a solution that ends with "#### 18"."""
-    marked = _MARKED.findall(text(row, "answer", place))
+    answer, question = text(row, "answer", place), text(row, "question", place)
+    marked = _MARKED.findall(answer)
     if not marked:
         raise DataError(f'{place}: "answer" does not end with "#### " and a number; mend or drop the row')
     right = Fraction(re.sub(r"[$,]", "", marked[-1]))
-    return ChatItem(line, text(row, "question", place), marked[-1], lambda reply: graded(reply, right))
+    published = ((question, answer),)
+    return ChatItem(line, question, marked[-1], lambda reply: graded(reply, right), published=published)

@@ -59,7 +59,14 @@ def item(question: str, choices: Sequence[str], gold: int, line: int, name: str 
         return Verdict(letter == letters[gold], letter, "" if letter else "names none of the letters")
 
     return ChatItem(
-        line, prompt(question, choices), f"{letters[gold]} ({choices[gold]})", grade, letters, gold, name
+        line,
+        prompt(question, choices),
+        f"{letters[gold]} ({choices[gold]})",
+        grade,
+        letters,
+        gold,
+        name,
+        published=tuple((question, choice) for choice in choices),
     )
 
 

@@ -49,4 +49,5 @@ def read_humaneval(row: Mapping[str, Any], line: int, place: str) -> ChatItem:
         f"Complete this Python function. Reply with the whole function in one code block.\n\n"
         f"```python\n{begun.strip()}\n```"
     )
-    return ChatItem(line, question, begun + solution, grade, id=text(row, "task_id", place))
+    task_id = text(row, "task_id", place)
+    return ChatItem(line, question, begun + solution, grade, id=task_id, published=((begun, solution),))

@@ -56,6 +56,16 @@ def exams() -> list[ChatExam]:
     return [exam for exam in found if exam.task.name != "humaneval"]
 
 
+@pytest.mark.parametrize("name", ["arc_easy", "mmlu", "gsm8k"])
+def test_what_is_looked_for_in_training_text_has_no_words_of_ours(exams: list[ChatExam], name: str) -> None:
+    """Words that all questions have would be found together, or not at all."""
+    (items,) = (exam.items for exam in exams if exam.task.name == name)
+    for item in items:
+        options = item.to_look_for().options
+        assert len(options) == max(1, len(item.choices)) and item.to_look_for().gold == item.gold
+        assert all(context in item.prompt and "Respond only with" not in context for context, _ in options)
+
+
 @pytest.fixture(scope="module")
 def asked(engine_of: Make, tokenizer: Tokenizer, exams: list[ChatExam]) -> dict[str, Any]:
     return evaluate(engine_of(), tokenizer, exams) | {"context": 64}

@@ -69,6 +69,8 @@ def test_what_it_computes(expression: str, value: str) -> None:
         ("True + 1", "only arithmetic"),
         ("'x'.count(", "not an expression"),
         ("'\\d'.format", "only arithmetic"),
+        (r"'\ud800'", "half a character"),
+        (r"len('\udfff')", "half a character"),
         ("", "not an expression"),
         ("1\x00", "not an expression"),
         ("(" * 150 + "1" + ")" * 40, "not an expression"),

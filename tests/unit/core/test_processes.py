@@ -1,0 +1,44 @@
+"""Processes that meet, part, and meet again, as the suites of one `pilgrim eval` do."""
+
+import multiprocessing
+import os
+import socket
+import sys
+from multiprocessing.queues import Queue
+
+import pytest
+import torch
+
+from pilgrim.core.processes import joined
+
+MEETINGS = 5
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks processes, which only Linux does well")
+
+
+def meet(rank: int, port: int, told: "Queue[list[list[int]]]") -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    heard = []
+    for meeting in range(MEETINGS):
+        with joined(torch.device("cpu"), timeout_s=60) as processes:
+            heard.append(processes.gathered(10 * meeting + rank))
+    told.put(heard)
+
+
+def test_processes_that_have_parted_can_meet_again() -> None:
+    context = multiprocessing.get_context("fork")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    told: Queue[list[list[int]]] = context.Queue()
+    group = [context.Process(target=meet, args=(rank, port, told)) for rank in range(2)]
+    for process in group:
+        process.start()
+    try:
+        heard = [told.get(timeout=60) for _ in group]
+    finally:
+        for process in group:
+            process.kill()
+            process.join()
+    assert heard == [[[10 * meeting, 10 * meeting + 1] for meeting in range(MEETINGS)]] * 2
