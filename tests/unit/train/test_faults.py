@@ -244,7 +244,7 @@ def test_killed_around_a_way_back(make_parts: MakeParts, kill: int) -> None:
 
 
 def test_the_microbatch_does_not_go_back(make_parts: MakeParts) -> None:
-    """Memory runs out in the first microbatch; step 3 is bad, and back it goes to step 0, saved before both."""
+    """Memory runs out at step 1, and step 3 is bad: back to step 0, which was saved before that."""
     calls = count(1)
 
     def short_of_memory(losses: TokenLosses) -> TokenLosses:
