@@ -199,7 +199,9 @@ def _transformers(
     if importlib.util.find_spec("transformers") is None:
         return None
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # there is one of ours already
     with tempfile.TemporaryDirectory() as folder:
         exported = export_weights(model.weights(), model.config, tokenizer, Path(folder) / "model")
         load: Any = AutoModelForCausalLM.from_pretrained
