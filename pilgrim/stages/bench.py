@@ -201,7 +201,7 @@ def _transformers(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # there is one of ours already
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # there is one of ours already
     with tempfile.TemporaryDirectory() as folder:
         exported = export_weights(model.weights(), model.config, tokenizer, Path(folder) / "model")
         load: Any = AutoModelForCausalLM.from_pretrained
