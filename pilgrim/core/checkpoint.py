@@ -276,10 +276,10 @@ class CheckpointStore:
             self._rotate(step)
 
     def _rotate(self, newest: int) -> None:
-        steps = self.steps()
-        keep = {*[step for step in steps if step <= newest][-self.keep_last :], self.best()}
+        steps, best = self.steps(), self.best()
+        keep = [step for step in steps if step <= newest][-self.keep_last :]
         for step in steps:
-            if step not in keep:
+            if step > newest or step not in (*keep, best):  # a later one is given up, were it the best
                 self._check_fence()
                 self._set_aside(self._path(step))
         self._remove_leftovers()

@@ -63,11 +63,8 @@ class Watchdog:
             finally:
                 faulthandler.cancel_dump_traceback_later()
                 faulthandler.unregister(signal.SIGUSR1)
+                _remove_empty(self.file)
         self._opened = None
-        if self.file.stat().st_size == 0:
-            self.file.unlink()
-            with suppress(OSError):  # others have left something there
-                self.file.parent.rmdir()
 
     def alive(self) -> None:
         """A step is finished. Costs half a millisecond once in a while, and else nothing."""
@@ -90,6 +87,13 @@ class Watchdog:
     def _write(self) -> None:
         assert self._opened is not None
         faulthandler.dump_traceback(self._opened, all_threads=True)
+
+
+def _remove_empty(file: Path) -> None:
+    with suppress(OSError):  # others have left something in the folder, or removed it
+        if file.stat().st_size == 0:
+            file.unlink()
+            file.parent.rmdir()
 
 
 UNWATCHED = Watchdog(None, LONG_S)

@@ -139,6 +139,8 @@ def supervise(job: Job, most_tries: int, say: Callable[[str], None]) -> int:
                 return 128 + by
             # A rank that ran out of memory has halved its microbatch: that has an end of its own.
             if ending.code == AGAIN and not stop.asked:
+                if ending.rank:  # rank 0 has said it itself
+                    say(why)
                 continue
             tries.count()
             last = bool(stop.asked) or tries.failed >= tries.most

@@ -123,7 +123,9 @@ def ended(rank: int, failure: ProcessFailure) -> dict[str, object]:
     file = Path(failure.error_file)
     told = read_json(file) if file.exists() else {}
     time = told.get("time", failure.timestamp)
-    return {"rank": rank, "code": failure.exitcode, "error": told.get("message"), "time": time}
+    # Whoever was done, and just about to end, may have been killed with the others: its note counts.
+    code = told.get("code", failure.exitcode)
+    return {"rank": rank, "code": code, "error": told.get("message"), "time": time}
 
 
 def failed_in_stopping(folder: Path) -> list[dict[str, object]]:

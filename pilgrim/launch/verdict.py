@@ -1,9 +1,10 @@
 """Why did a run end? From exit codes, signals and the ranks' last notes to one sentence.
 
 When one rank dies the others follow: their next collective fails, or torchrun asks them to stop. So of all
-the endings one has to be found that was the cause. A rank that was killed by a signal comes first, as
-nothing of ours sends one without need; then what a person must mend; then the earliest error; then those
-that were asked to stop.
+the endings one has to be found that was the cause. A rank that was killed by a signal comes first, unless
+that was long after the first ending: then torchrun has killed who did not stop when asked, stuck in a
+collective, say. Then comes what a person must mend; then the earliest error; then those that were asked to
+stop.
 """
 
 import signal
@@ -20,6 +21,8 @@ REPORT = "report.json"  # how the ranks ended, from the launcher to the supervis
 DONE, CRASHED, MEND = 0, 1, 2
 FOLLOWED, AGAIN = 3, 4  # ranks only: another one says why; what went wrong is noted, and will not come again
 STOPPED = {128 + number: signal.Signals(number) for number in (signal.SIGINT, signal.SIGTERM)}  # 130, 143
+
+TORCHRUN_KILLS_S = 20.0  # a rank killed so long after the first has ended is killed by torchrun (after 30 s)
 
 OOM_HINT = (
     "the kernel kills so when memory runs out (`dmesg` says whether it did); "
@@ -69,10 +72,12 @@ def read_endings(file: Path) -> list[Ending]:
 def cause(endings: Sequence[Ending]) -> Ending:
     """The one that made the others end."""
 
+    first_s = min(ending.time for ending in endings)
+
     def order(ending: Ending) -> tuple[int, float]:
         if ending.stopped_by or ending.code == FOLLOWED:
             kind = 3
-        elif ending.code < 0:
+        elif ending.code < 0 and ending.time < first_s + TORCHRUN_KILLS_S:
             kind = 0
         else:
             kind = 1 if ending.code == MEND else 2

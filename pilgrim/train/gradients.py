@@ -7,13 +7,14 @@ sentence; started again, all go on from the last checkpoint with that.
 """
 
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 
 from pilgrim.core.console import Console
 from pilgrim.core.errors import StartAgain
 from pilgrim.core.files import read_json, write_json_atomic
+from pilgrim.core.processes import ALONE
 from pilgrim.core.runlog import RunLog
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import Batch
@@ -106,10 +107,12 @@ class Gradients:
         `later_bytes` are what the optimizers will still allocate. Several processes measure each for itself,
         and take what fits everywhere.
         """
-        processes = self.runtime.processes
+        processes, runtime = self.runtime.processes, self.runtime
+        if runtime.parallel != "fsdp":  # memory may run out in one only: nobody must wait for it meanwhile
+            runtime = replace(runtime, processes=ALONE)
         with self.quietly():
             rows = processes.share(largest.rows)
-            found = measure(self.model, self.losses, self.runtime, later_bytes, rows, largest.context)
+            found = measure(self.model, self.losses, runtime, later_bytes, rows, largest.context)
         self.micro.tokens = processes.least(found.rows) * largest.context
         self.log.event("fit", context=largest.context, **asdict(found))
         self.console.say(str(found))

@@ -111,6 +111,7 @@ class Loop:
         self.health = Health(parts.health, parts.runtime.device)
         self.faults = Faults(parts.health, parts.folder, parts.log, parts.console)
         self.saved: int | None = None  # the step of the newest checkpoint
+        self.skipped: int | None = None  # the last step whose update was refused, on the way from there
         self.began_s = self.started_s = time.perf_counter()
         self.spent_s = 0.0  # device-seconds, before this process
 
@@ -159,7 +160,7 @@ class Loop:
                 if owed or state.step % LOOK_EVERY == 0:
                     progress.advance(len(self.window.rows), **self._look())
                 # Not behind a bad step: weights that may be spoiled must not push good ones out.
-                save = owed and (state.step != state.fault_step or state.step == self.steps)
+                save = owed and (state.step != self.skipped or state.step == self.steps)
                 if not (save or stopping or evaluate):
                     continue
                 with parts.watchdog.patient():
@@ -267,6 +268,7 @@ class Loop:
             case "roll_back":
                 raise RollBack(fault)
             case "skip":
+                self.skipped = fault.step
                 self.faults.tell(fault, "its batch is skipped")
             case "ignore":
                 self.faults.tell(fault, "ignored, as health.on_spike says")
@@ -294,12 +296,16 @@ class Loop:
         if found is None:
             raise self._diverged(fault)
         now.back_to = found.step
+        fits = parts.micro.tokens  # not what did before it was measured, or before memory ran out
         then = put_back(found, parts.model, parts.optimizers, parts.micro)
+        parts.micro.tokens = fits
         spent = {name: getattr(now, name) for name in ("data_wait_s", "train_s", "elapsed_s", "device_s")}
         counts = {name: getattr(now, name) for name in COUNTS}
         self.state = replace(then, position=fault.position, **spent, **counts)
+        self.skipped = None  # a step that is made again is a new one
         self._judge_as_in(self.state)
-        self._save()  # before the logs are cut: a kill in between must not leave rows missing
+        self._save()
+        self.store.wait()  # before the logs are cut: a kill in between must not leave rows missing
         parts.log.rewind(found.step)
         self.faults.tell(fault, f"back to step {found.step}, and on with the data behind it")
 

@@ -132,6 +132,14 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
         store.mark_best(9)
 
 
+def test_who_goes_back_behind_the_best_gives_it_up(tmp_path: Path) -> None:
+    store = saved(tmp_path, 1, 2, 3)
+    store.mark_best(3)
+    store.save(2, tensors(2), state(2))
+    assert store.steps() == [2], "else the next start would go on from the one that was given up"
+    assert store.best() is None
+
+
 # Damage -------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from pilgrim.core.watchdog import UNWATCHED, Watchdog, stacks_file
 
 ROOT = Path(__file__).parents[3]
@@ -56,6 +58,13 @@ print("done")
         output, error = process.communicate(timeout=30)
     assert (output, process.returncode) == ("done\n", 0), error
     assert not file.exists()  # nothing to tell
+
+
+def test_an_error_or_a_stop_leaves_no_empty_file(tmp_path: Path) -> None:
+    file = stacks_file(tmp_path, rank=0)
+    with pytest.raises(KeyError), Watchdog(file, 60.0).watching():
+        raise KeyError
+    assert not file.parent.exists()
 
 
 def test_after_something_long_it_watches_again(tmp_path: Path) -> None:

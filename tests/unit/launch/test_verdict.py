@@ -8,6 +8,7 @@ import pytest
 from pilgrim.launch.verdict import Ending, cause, sentence
 
 KILLED = Ending(1, -signal.SIGKILL, time=12.0)
+KILLED_BY_TORCHRUN = Ending(1, -signal.SIGKILL, time=41.0)  # it did not stop when asked, at 11
 CRASHED = Ending(0, 1, "RuntimeError: Connection closed by peer", time=11.0)  # times are rounded down
 MENDABLE = Ending(2, 2, "the disk is full", time=13.0)
 STOPPED = Ending(3, 143, time=10.0)
@@ -21,6 +22,8 @@ TERMINATED = Ending(0, -signal.SIGTERM, time=9.0)
         ([CRASHED, MENDABLE], MENDABLE),
         ([TERMINATED, CRASHED], CRASHED),
         ([TERMINATED, STOPPED, KILLED, MENDABLE], KILLED),
+        ([CRASHED, KILLED_BY_TORCHRUN], CRASHED),
+        ([Ending(0, 4, "run again", 11.0), KILLED_BY_TORCHRUN], Ending(0, 4, "run again", 11.0)),
         ([Ending(0, 1, "second", 5.25), Ending(1, 1, "first", 5.0)], Ending(1, 1, "first", 5.0)),
         ([TERMINATED, STOPPED], TERMINATED),
     ],

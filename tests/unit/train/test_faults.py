@@ -227,6 +227,8 @@ def test_back_to_a_good_checkpoint_and_on_behind_the_batch(
     twin = make_parts("b", rows=lambda source: Without(source, back_to * ROWS, at * ROWS))
     Loop(twin).run()
     assert_same_run(parts.folder, twin.folder)
+    best, twins = (CheckpointStore(p.folder / "checkpoints").best() for p in (parts, twin))
+    assert best == twins, "what was bad once, and is good now, is saved and marked like any other"
     (event,) = events(parts.folder, "non_finite_loss")
     assert event["done"] == f"back to step {back_to}, and on with the data behind it"
     assert [row["step"] for row in read_rows(parts.folder / "metrics.jsonl")] == list(range(1, 13))
@@ -239,6 +241,24 @@ def test_killed_around_a_way_back(make_parts: MakeParts, kill: int) -> None:
     assert len(events(whole.folder, "non_finite_loss")) == 2
     killed_and_gone_on(make_parts, kill, poison, health=BACK)
     assert_same_run(whole.folder, whole.folder.with_name("killed"))
+
+
+def test_the_microbatch_does_not_go_back(make_parts: MakeParts) -> None:
+    """Memory runs out at step 1, and step 3 is bad: back to step 0, which was saved before that."""
+    calls = count(1)
+
+    def short_of_memory(losses: TokenLosses) -> TokenLosses:
+        def hooked(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
+            call, found = next(calls), losses(model, batch, dtype)
+            if call == 1:
+                raise torch.OutOfMemoryError
+            return found._replace(total=found.total * math.nan) if call == 2 + 2 * ROWS else found
+
+        return hooked
+
+    Loop(parts := make_parts("a", losses=short_of_memory, health=BACK)).run()
+    assert len(events(parts.folder, "out_of_memory")) == len(events(parts.folder, "non_finite_loss")) == 1
+    assert parts.micro.tokens == parts.model.config.context
 
 
 def test_back_from_a_spike(make_parts: MakeParts) -> None:
