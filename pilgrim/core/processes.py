@@ -138,9 +138,17 @@ _meetings = itertools.count()  # how often these processes have met
 
 
 def here() -> Processes:
-    """What torchrun has said of this process; ALONE if it hasn't started it."""
+    """What torchrun has said of this process; ALONE if it hasn't started it.
+
+    Raises PilgrimError if only a part of that was said, as some schedulers do.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return ALONE
+    if "LOCAL_RANK" not in os.environ:
+        raise PilgrimError(
+            "RANK and WORLD_SIZE are set, but LOCAL_RANK, the number of this process's GPU, is not; "
+            "start the processes with torchrun, or set it"
+        )
     rank, count, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     return Processes(rank, count, local)
 

@@ -9,7 +9,8 @@ from multiprocessing.queues import Queue
 import pytest
 import torch
 
-from pilgrim.core.processes import joined
+from pilgrim.core.errors import PilgrimError
+from pilgrim.core.processes import here, joined
 
 MEETINGS = 5
 
@@ -27,7 +28,8 @@ def meet(rank: int, port: int, told: "Queue[list[list[int]]]") -> None:
 
 
 def test_processes_that_have_parted_can_meet_again() -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pilgrim.core.processes"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -42,3 +44,11 @@ def test_processes_that_have_parted_can_meet_again() -> None:
             process.kill()
             process.join()
     assert heard == [[[10 * meeting, 10 * meeting + 1] for meeting in range(MEETINGS)]] * 2
+
+
+def test_half_of_what_torchrun_says_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(PilgrimError, match="LOCAL_RANK, the number of this process's GPU, is not; start"):
+        here()
