@@ -8,6 +8,7 @@ where a reply was written, the first wrong one and the last right one of the fil
 from pathlib import Path
 from typing import Any
 
+from pilgrim.lab.report_core import overlap_told, overlaps_told
 from pilgrim.lab.report_curves import is_number
 from pilgrim.lab.report_run import Row, mapping, read_object
 from pilgrim.lab.report_text import number, percent, plain, shortened
@@ -41,6 +42,7 @@ def _panel(file: Path, result: Row, tasks: dict[str, Row], notes: list[str]) -> 
         "standard_error": number(result.get("standard_error"), 3),
         "stage": plain(result.get("stage", "")),
         "missing": [(plain(name), plain(why)) for name, why in mapping(missing).items()],
+        "clean": overlaps_told(result, tasks),
         "rows": [row for name, task in tasks.items() for row in _rows(name, task)],
         "examples": read,
     }
@@ -66,6 +68,7 @@ def _row(label: str, task: Row, way: str) -> dict[str, Any]:
         "task": label,
         "n": number(task.get("n")),
         "how": ", ".join(part for part in (way, chance) if part),
+        "read": overlap_told(task),
         **numbers,
     }
 

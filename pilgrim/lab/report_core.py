@@ -24,7 +24,7 @@ def known_answers(result: Row) -> dict[str, Any] | None:
         "standard_error": number(result.get("standard_error"), 3),
         "stage": plain(result.get("stage", "")),
         "missing": ", ".join(plain(name) for name in missing) if isinstance(missing, list) else "",
-        "clean": _clean(result, tasks),
+        "clean": overlaps_told(result, tasks),
         "rows": [_row(name, task) for name, task in tasks.items()],
     }
 
@@ -32,10 +32,10 @@ def known_answers(result: Row) -> dict[str, Any] | None:
 def _row(name: str, task: Row) -> dict[str, Any]:
     shown = {key: task[key] if is_number(task.get(key)) else None for key in NUMBERS}
     texts = {"task": name.replace("_", " "), "n": number(task.get("n")), "shots": number(task.get("shots"))}
-    return texts | {"read": _read(task)} | shown
+    return texts | {"read": overlap_told(task)} | shown
 
 
-def _read(task: Row) -> str:
+def overlap_told(task: Row) -> str:
     """What of a task was in the training text, and the accuracy without it; empty if nothing was."""
     found = mapping(task.get("contamination")).get("overlapping")
     if not is_number(found) or not found:
@@ -45,21 +45,23 @@ def _read(task: Row) -> str:
     return f"{number(found)} in the training text: {without if clean else 'none is clean'}"
 
 
-def _clean(result: Row, tasks: dict[str, Row]) -> str:
+def overlaps_told(result: Row, tasks: dict[str, Row]) -> str:
     """Whether the items were looked for in the training text, and what came of it; empty if they were not."""
     counts = [mapping(task.get("contamination")).get("overlapping") for task in tasks.values()]
     found = [count for count in counts if is_number(count)]
     if not found:
         return ""
     rule = f"({plain(result.get('rule'))})"
-    if not sum(found):
+    if not any(found):
         return f"No item is in the training text {rule}."
-    clean = mapping(result.get("clean"))
-    score, error = (number(clean.get(key), 3) for key in ("score", "standard_error"))
-    return (
-        f"{number(sum(found))} items overlap the training text {rule}; "
-        f"without them the mean is {score} ± {error}."
+    count, clean = sum(found), result.get("clean")
+    overlapping = (
+        f"{number(count)} {'item overlaps' if count == 1 else 'items overlap'} the training text {rule}"
     )
+    if not isinstance(clean, dict):
+        return f"{overlapping}; without them there is no mean."
+    score, error = (number(clean.get(key), 3) for key in ("score", "standard_error"))
+    return f"{overlapping}; without them the mean is {score} ± {error}."
 
 
 def to_read(result: Row, notes: list[str]) -> list[dict[str, Any]]:

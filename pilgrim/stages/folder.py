@@ -5,6 +5,7 @@ calculator's marks, so it works with our own exports. behaviour needs a run's ow
 for folders. What is printed and written is as for a run, in OUT/evaluate/.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from pilgrim.stages.answers import Suite, ask, table
 from pilgrim.stages.chat import CHAT
 from pilgrim.stages.core import CORE
 from pilgrim.text.tokenizer import Tokenizer
+
+Evaluate = Callable[[Callable[[int], None]], dict[str, Any]]  # from who counts finished items to the result
 
 
 def evaluate_folder(
@@ -50,28 +53,18 @@ def evaluate_folder(
     )
     source = {"stage": folder.resolve().name, "folder": str(folder.resolve()), "begin": begin}
     source["data"] = "bundled" if data is None else str(data)
+
+    def asked(items: int, evaluate: Evaluate) -> dict[str, Any]:
+        return ask(engine, suite, items, source, out, console, evaluate)
+
     if suite is CORE:
         items = sum(exam.asked for exam in core_exams)
-        result = ask(
-            engine,
-            suite,
-            items,
-            source,
-            out,
-            console,
-            lambda done: evaluate(engine, tokenizer, core_exams, done),
-        )
+        result = asked(items, lambda done: evaluate(engine, tokenizer, core_exams, done))
         missing = dict.fromkeys(result["missing"], "no data for it is there: docs/evals.md says where it is")
     elif isinstance(tokenizer, Tokenizer):
         ours, items = tokenizer, sum(len(exam.items) for exam in chat_exams)
-        result = ask(
-            engine,
-            suite,
-            items,
-            source,
-            out,
-            console,
-            lambda done: evaluate_chat(engine, ours, chat_exams, done) | {"missing": missing},
+        result = asked(
+            items, lambda done: evaluate_chat(engine, ours, chat_exams, done) | {"missing": missing}
         )
     else:
         raise DataError(

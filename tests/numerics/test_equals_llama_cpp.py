@@ -12,6 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from odd_texts import FRAGMENTS, odd_conversation, odd_text
 
 from pilgrim.core.runtime import Runtime
 from pilgrim.export.gguf import write_file
@@ -21,47 +22,13 @@ from pilgrim.model.attention import packed_attention
 from pilgrim.model.config import ModelSettings
 from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
-from pilgrim.text.chat import Message, render_prompt
+from pilgrim.text.chat import render_prompt
 from pilgrim.text.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, Tokenizer, train_tokenizer
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
 CONTEXT = 1024
 LONG = 600  # tokens of greedy text: beyond the 512 that llama.cpp reads in one go
-FRAGMENTS = (
-    *(
-        "Hello",
-        " there",
-        "Once upon a time",
-        "it's",
-        "I'LL",
-        "1234",
-        "x_y",
-        "user",
-        "{{ messages }}",
-        "<|",
-        "|>",
-    ),
-    *(
-        " ",
-        "  ",
-        "\n",
-        "\n\n",
-        "\r\n",
-        "\t",
-        " \n ",
-        "\u00a0",
-        "\u2028",
-        "\u200b",
-        "\ufeff",
-        "!",
-        "...",
-        '"',
-        "'",
-    ),
-    *("é", "e\u0301", "ﬁ", "Ω", "日本語", "한국어", "ไทย", "العربية", "שלום", "\U0001d518"),
-    *("👩\u200d👩\u200d👧", "🇩🇪", "👍🏽", "\U0010ffff"),
-)
 SHAPES = {
     "grouped and tied": ModelSettings(
         depth=3, width=64, head_size=16, kv_heads=2, tied=True, context=CONTEXT
@@ -105,10 +72,6 @@ def both(
     return model, theirs
 
 
-def odd_text(dice: random.Random) -> str:
-    return "".join(dice.choices(FRAGMENTS, k=dice.randint(0, 40)))
-
-
 def test_the_same_ids_for_odd_texts(both: tuple[Transformer, Any], tokenizer: Tokenizer) -> None:
     dice = random.Random(1)
     for _ in range(300):
@@ -133,10 +96,7 @@ def test_the_chat_template_gives_the_same_ids(both: tuple[Transformer, Any], tok
     render = Jinja2ChatFormatter(template=CHAT_TEMPLATE, eos_token="<|im_end|>", bos_token="<|endoftext|>")
     dice = random.Random(2)
     for _ in range(100):
-        asked = [Message("system", odd_text(dice))] if dice.random() < 0.5 else []
-        for _ in range(dice.randint(0, 3)):
-            asked += [Message("user", odd_text(dice)), Message("assistant", odd_text(dice))]
-        asked.append(Message("user", odd_text(dice)))
+        asked = odd_conversation(dice)[:-1]  # up to the user's last words
         if any(special in message.content for message in asked for special in SPECIAL_TOKENS):
             continue
         turns: Any = [{"role": m.role, "content": m.content} for m in asked]

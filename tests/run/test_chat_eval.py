@@ -84,6 +84,8 @@ def test_questions_that_were_read_in_training_are_told(run: Path, pilgrim: Pilgr
     task = read_json(run / "evaluate" / "own-mine.json")["tasks"]["mine"]
     assert task["contamination"]["lines"] == [1] and task["contamination"]["too_short"] == 1
     assert task["clean"]["n"] == 1
+    page = write_report(run).read_text()
+    assert "1 item overlaps the training text" in page and "1 in the training text: " in page
     pilgrim("eval", "tiny", "--suite", "mine.jsonl", "--no-contamination")
     assert "contamination" not in read_json(run / "evaluate" / "own-mine.json")["tasks"]["mine"]
 

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from kill import free_port
 
 from pilgrim.core.checkpoint import CheckpointStore
 from pilgrim.core.console import Console
@@ -189,12 +189,6 @@ def context() -> ForkServerContext | SpawnContext:
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["pilgrim.stages.sft", "pilgrim.stages.evaluate", "pilgrim.lab.report"])
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def together(context: Any, count: int, work: Any, recipe: Path, runs: Path) -> None:

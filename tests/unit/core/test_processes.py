@@ -2,12 +2,12 @@
 
 import multiprocessing
 import os
-import socket
 import sys
 from multiprocessing.queues import Queue
 
 import pytest
 import torch
+from kill import free_port
 
 from pilgrim.core.errors import PilgrimError
 from pilgrim.core.processes import here, joined
@@ -30,9 +30,7 @@ def meet(rank: int, port: int, told: "Queue[list[list[int]]]") -> None:
 def test_processes_that_have_parted_can_meet_again() -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pilgrim.core.processes"])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     told: Queue[list[list[int]]] = context.Queue()
     group = [context.Process(target=meet, args=(rank, port, told)) for rank in range(2)]
     for process in group:
