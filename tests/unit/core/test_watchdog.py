@@ -100,7 +100,7 @@ def test_a_person_may_ask(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGUSR1)
-        while not file.stat().st_size and process.poll() is None:
+        while "in stands_still" not in file.read_text() and process.poll() is None:  # written frame by frame
             os.sched_yield()
         process.kill()
     assert "in stands_still" in file.read_text()
