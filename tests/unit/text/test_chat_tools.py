@@ -102,7 +102,7 @@ def test_exactly_what_the_assistant_says_is_trained(tokenizer: Tokenizer) -> Non
 
 
 def said(messages: tuple[Message, ...]) -> str:
-    """Every assistant's message between its turn's ends stripped, its calls, and <|im_end|> after the last."""
+    """Every assistant's words, its turn's ends stripped, its calls, and <|im_end|> after the last."""
     found = ""
     for i, message in enumerate(messages):
         if message.role != "assistant":
@@ -167,8 +167,8 @@ def test_calls_as_text_and_back(call: Call, written: str) -> None:
 @pytest.mark.parametrize(
     "odd",
     ['{"name": "f"', '{"name": 1, "arguments": {}}', '{"name": "f", "arguments": {}, "more": 1}', "[" * 9999,
-     "{" * 9999, '{"name": "f", "arguments": "{}"}', '{"name": "python", "arguments": {"script": ""}}', "", "python",
-     r'{"name": "f", "arguments": {"a": "\ud83d"}}'],
+     "{" * 9999, '{"name": "f", "arguments": "{}"}', '{"name": "python", "arguments": {"script": ""}}', "",
+     "python", r'{"name": "f", "arguments": {"a": "\ud83d"}}'],
 )  # fmt: skip
 def test_what_is_no_call_of_a_function_is_an_expression(odd: str) -> None:
     assert call_of(odd) == sums(odd)
