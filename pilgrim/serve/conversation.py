@@ -124,16 +124,16 @@ class Conversation:
         context = self.engine.config.context
         prompt = self._prompt(messages, limit=context - min(sampling.max_tokens, context // 2))
         stop_ids = self.tokenizer.eot_id, self.tokenizer.im_end_id
-        text, reply, began_s = Readable(self.tokenizer), list[int](), time.perf_counter()
+        shown, reply, began_s = Readable(self.tokenizer), list[int](), time.perf_counter()
         drawn = self._session.stream(prompt.ids, sampling, stop_ids, self._replies, self.follow)
         try:
             with closing(drawn) as ids:
                 for token_id in ids:
                     reply.append(token_id)
-                    piece = text.feed(token_id)
-                    self.aside = text.aside
+                    piece = shown.feed(token_id)
+                    self.aside = shown.aside
                     yield piece
-            yield text.finish()
+            yield shown.finish()
         finally:
             self.messages = [*messages, *self._heard(reply)]
             self._replies += 1

@@ -94,7 +94,7 @@ def bundled(tokenizer: Tokenizer) -> TokenSet:
 
 def epoch(tokens: TokenSet, context: int) -> list[Batch]:
     runtime = Runtime(torch.device("cpu"), torch.float32, compile=False, seed=1)
-    found = []
+    found: list[Batch] = []
     for row, position in PackedRows(tokens, context, 0, runtime).rows(None):
         if position["epoch"] > 0:
             return found
