@@ -60,10 +60,7 @@ def load_model(
     `on_damage` is told of damaged ones. Raises CheckpointError if there is none, or it is of another kind.
     """
     store = CheckpointStore(stage_folder / "checkpoints")
-    if step is None:
-        found = store.load_latest(on_damage, only="model")
-    else:
-        found = store.load(step, only="model")
+    found = store.load_latest(on_damage, only="model") if step is None else store.load(step, only="model")
     if found is None:
         raise CheckpointError(
             f"{stage_folder} holds no checkpoint; train that stage first with `pilgrim run`"

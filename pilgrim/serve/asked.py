@@ -16,13 +16,19 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pilgrim.infer.sampling import Sampling
-from pilgrim.serve.refusals import Refusal, blamed_on, of_invalid
+from pilgrim.serve.refusals import Refusal, of_invalid
 
 MOST_STOPS = 4  # as OpenAI has it
 MOST_CHOICES = 128
-DIALS = ("top_k", "min_p", "repetition_penalty", "penalty_window", "dry_multiplier", "dry_base", "dry_allowed")
-
-Stop = list[str]
+DIALS = (
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "penalty_window",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed",
+)
 
 
 class Body(BaseModel):
@@ -64,7 +70,7 @@ class Asked(Body):
     metadata: dict[str, str] | None = Field(None, description="taken, and not used")
     service_tier: Literal["auto", "default"] | None = None
 
-    def sampling(self, max_tokens: int | None) -> Sampling:
+    def sampling(self, max_tokens: int) -> Sampling:
         """How replies are drawn. Raises Refusal for what the engine lacks."""
         for name in ("frequency_penalty", "presence_penalty"):
             if getattr(self, name):
@@ -76,14 +82,13 @@ class Asked(Body):
                 )
         given = {name: value for name in DIALS if (value := getattr(self, name)) is not None}
         seed = secrets.randbelow(2**63) if self.seed is None else self.seed % 2**63
-        with blamed_on(None):
-            return Sampling(
-                temperature=1.0 if self.temperature is None else self.temperature,
-                top_p=1.0 if self.top_p is None else self.top_p,
-                max_tokens=max_tokens or 1,
-                seed=seed,
-                **given,
-            )
+        return Sampling(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            max_tokens=max(1, max_tokens),
+            seed=seed,
+            **given,
+        )
 
     @property
     def choices(self) -> int:

@@ -13,7 +13,7 @@ was left alone longest goes, but never one that somebody waits for. A run may be
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,8 @@ from pilgrim.core.runtime import Runtime
 from pilgrim.core.stages import CHAT, TRAINED
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.load import load_engine, load_tokenizer
-from pilgrim.serve.driver import Driver, Watcher
+from pilgrim.serve.driver import Driver
+from pilgrim.serve.metrics import Metrics
 from pilgrim.serve.refusals import Refusal, stopping
 from pilgrim.text.tokenizer import Tokenizer
 
@@ -79,16 +80,16 @@ class Models:
         self,
         runs: Mapping[str, Path],
         runtime: Runtime,
-        watch: Callable[[Entry], Watcher],
         rows: int = 32,
         waiting: int = 256,
         kept: int = 2,
     ) -> None:
         """`runs`: folders by name. Of each model `rows` replies are written together, and `waiting` wait.
-        `kept`: models in memory. `watch` makes who counts what a model does.
+        `kept`: models in memory.
         """
         self.runs = dict(runs)
-        self._runtime, self._watch = runtime, watch
+        self.metrics = Metrics(lambda: self.loaded)
+        self._runtime = runtime
         self._rows, self._waiting, self._kept = rows, waiting, kept
         self._loaded: dict[Entry, Loaded] = {}  # the one that was used last at the end
         self._loading = asyncio.Lock()
@@ -138,6 +139,9 @@ class Models:
     def loaded(self) -> list[Loaded]:
         return list(self._loaded.values())
 
+    def has_loaded(self, entry: Entry) -> bool:
+        return entry in self._loaded
+
     @asynccontextmanager
     async def borrowed(self, name: str) -> AsyncIterator[Loaded]:
         """The model, loaded if it is not yet, and not removed while inside. Raises Refusal."""
@@ -163,15 +167,13 @@ class Models:
                 raise Refusal(what, status=500, param="model") from error
             if self._stopped:
                 raise stopping()
-            driver = Driver(engine, self._rows + self._waiting, self._watch(entry), entry.id)
+            driver = Driver(engine, self._rows + self._waiting, self.metrics.watch(entry.id), entry.id)
             self._loaded[entry] = Loaded(entry, tokenizer, driver)
             return self._loaded[entry]
 
     def _read(self, entry: Entry) -> tuple[Tokenizer, Engine]:
         tokenizer = load_tokenizer(self.runs[entry.run])
-        engine = load_engine(
-            entry.folder, tokenizer, self._runtime, self._rows, step=entry.step, record=True
-        )
+        engine = load_engine(entry.folder, tokenizer, self._runtime, self._rows, step=entry.step, record=True)
         return tokenizer, engine
 
     def _make_room(self) -> None:

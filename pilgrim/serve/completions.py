@@ -48,7 +48,9 @@ async def complete(request: Request, office: Office) -> Response:
 async def _begin(asked: AskedCompletion, model: Loaded) -> Exchange:
     most = DEFAULT_TOKENS if asked.max_tokens is None else asked.max_tokens
     if most == 0 and not asked.echo:
-        raise Refusal("max_tokens = 0 leaves nothing to answer but with echo; give 1 or more", param="max_tokens")
+        raise Refusal(
+            "max_tokens = 0 leaves nothing to answer but with echo; give 1 or more", param="max_tokens"
+        )
     if asked.best_of is not None and asked.best_of != asked.choices:
         raise Refusal(
             f"best_of = {asked.best_of}: all replies are given, and none is chosen; leave it out",
@@ -66,7 +68,8 @@ async def _begin(asked: AskedCompletion, model: Loaded) -> Exchange:
         Job(
             prompt.ids,
             sampling,
-            Writer(tokenizer, stops, ends, tell_end=bool(asked.echo)),
+            Writer(tokenizer, stops, told_ends=ends if asked.echo else ()),
+            () if asked.echo else ends,
             index,
             biases,
             asked.logprobs,

@@ -24,7 +24,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar
@@ -47,6 +47,7 @@ class Job:
     prompt: Sequence[int]
     sampling: Sampling
     writer: Writer
+    stop_ids: Collection[int]
     index: int = 0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int | None = None
@@ -231,10 +232,12 @@ class Driver:
             request = self.engine.submit(
                 job.prompt,
                 job.sampling,
-                index=job.index,
+                job.stop_ids,
+                job.index,
                 logit_bias=job.logit_bias,
                 top_logprobs=job.top_logprobs,
                 until=job.writer.until,
+                follow=job.writer.follow,
             )
         except PilgrimError as error:
             self._tell(ticket.inbox.put_nowait, Refusal(str(error)))
@@ -267,10 +270,11 @@ class Driver:
         told: dict[Request, Job] = {}
         for event in events:
             job = told.setdefault(event.request, self._requests[event.request])
-            job.writer.take(event.scores)
+            job.writer.take(event)
         pieces = []
         for request, job in told.items():
-            pieces.append((self._tickets[job], (job, job.writer.piece(request.over))))
+            piece = job.writer.last(request.ended) if request.over else job.writer.piece()
+            pieces.append((self._tickets[job], (job, piece)))
             if request.over:
                 self._forget(request)
         self._tell(_deliver, pieces)

@@ -61,7 +61,9 @@ class EventStream(Response):
 
     async def _part(self, send: Send, data: str) -> None:
         async with asyncio.timeout(self._stall_s):
-            await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+            await send(
+                {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True}
+            )
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

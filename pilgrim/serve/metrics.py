@@ -4,15 +4,17 @@ Requests by endpoint and status, tokens, how long a first token took and how fas
 queue and cache are just now. Nothing of what anybody says.
 """
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from pilgrim.serve.catalog import Entry, Loaded
 from pilgrim.serve.driver import Job
+
+if TYPE_CHECKING:  # the catalog counts by this file
+    from pilgrim.serve.catalog import Loaded
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 TOKENS_PER_S = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
@@ -21,8 +23,8 @@ TOKENS_PER_S = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 class Metrics:
     """The counters of one server."""
 
-    def __init__(self) -> None:
-        self.began_s = int(time.time())
+    def __init__(self, models: "Callable[[], Sequence[Loaded]]") -> None:
+        """`models`: whose queues and caches are shown."""
         self.registry = registry = CollectorRegistry()
         self.requests = Counter(
             "pilgrim_requests", "Requests answered", ["endpoint", "status"], registry=registry
@@ -30,9 +32,7 @@ class Metrics:
         self.prompt_tokens = Counter(
             "pilgrim_prompt_tokens", "Tokens of prompts", ["model"], registry=registry
         )
-        self.reply_tokens = Counter(
-            "pilgrim_reply_tokens", "Tokens of replies", ["model"], registry=registry
-        )
+        self.reply_tokens = Counter("pilgrim_reply_tokens", "Tokens of replies", ["model"], registry=registry)
         self.first_token = Histogram(
             "pilgrim_first_token_seconds",
             "From a request's submission to its first token",
@@ -47,14 +47,11 @@ class Metrics:
             buckets=TOKENS_PER_S,
             registry=registry,
         )
+        registry.register(_Now(models))
 
-    def watch(self, entry: Entry) -> "Watch":
+    def watch(self, model: str) -> "Watch":
         """Who counts what this model does."""
-        return Watch(self, entry.id)
-
-    def look_at(self, models: Callable[[], Sequence[Loaded]]) -> None:
-        """Whose queues and caches are shown."""
-        self.registry.register(_Now(models))
+        return Watch(self, model)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -79,7 +76,7 @@ class Watch:
 class _Now(Collector):
     """Asked at the moment when somebody fetches."""
 
-    def __init__(self, models: Callable[[], Sequence[Loaded]]) -> None:
+    def __init__(self, models: "Callable[[], Sequence[Loaded]]") -> None:
         self._models = models
 
     def describe(self) -> Iterable[GaugeMetricFamily]:

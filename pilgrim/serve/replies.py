@@ -19,7 +19,8 @@ from pilgrim.serve.driver import Ticket
 from pilgrim.serve.events import EventStream, unless_gone
 from pilgrim.serve.refusals import Refusal
 from pilgrim.serve.settings import Office
-from pilgrim.serve.writing import Piece, Told
+from pilgrim.serve.writing import Piece, Ran, Told
+from pilgrim.text.calls import Call
 from pilgrim.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
@@ -38,6 +39,14 @@ class Reply:
     @property
     def tokens(self) -> list[Told]:
         return [token for piece in self.pieces for token in piece.tokens]
+
+    @property
+    def calls(self) -> list[Call]:
+        return [call for piece in self.pieces for call in piece.calls]
+
+    @property
+    def ran(self) -> list[Ran]:
+        return [ran for piece in self.pieces for ran in piece.ran]
 
     @property
     def finish(self) -> str:
@@ -130,7 +139,7 @@ async def _stream(office: Office, exchange: Exchange) -> AsyncGenerator[Json, No
             number = {job: i for i, job in enumerate(exchange.ticket.jobs)}
             async for job, piece in exchange.ticket.pieces():
                 replies[number[job]].pieces.append(piece)
-                if piece != Piece(written=piece.written):
+                if not piece.empty:
                     yield chunk([form.part(number[job], piece)])
         else:
             yield chunk([form.part(i, Piece(finish="length")) for i in range(exchange.choices)])

@@ -3,13 +3,12 @@
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pilgrim.core.files import explained
 from pilgrim.serve.catalog import Models
-from pilgrim.serve.metrics import Metrics
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -30,6 +29,9 @@ class ServeSettings:
         """Whether only programs on this machine reach it."""
         return self.host in LOOPBACK
 
+    def with_key(self, key: str) -> "ServeSettings":
+        return replace(self, api_key=key)
+
     def opened_by(self, key: str) -> bool:
         """Whether `key` is the right one. Takes equally long wherever a wrong one differs."""
         return self.api_key is None or secrets.compare_digest(key.encode(), self.api_key.encode())
@@ -41,7 +43,6 @@ class Office:
 
     models: Models
     settings: ServeSettings
-    metrics: Metrics
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Keeps what was said, if that was asked for: a line of JSON."""
