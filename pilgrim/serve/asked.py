@@ -1,8 +1,8 @@
 """What a client may ask for: the bodies of requests, as OpenAI has them, and what is ours beside that.
 
 Every field is checked strictly ("2" is no number, 1.5 no count, NaN nothing at all), and a field that is not
-here is refused: whoever asks for something that this server lacks shall learn it, and not be answered as if it
-had obeyed. `null` is the same as leaving a field out, as many clients send it for everything.
+here is refused: whoever asks for something that this server lacks shall learn it, and not be answered as if
+it had obeyed. `null` is the same as leaving a field out, as many clients send it for everything.
 
 Ours, beside OpenAI's: `top_k`, `min_p`, `repetition_penalty`, `penalty_window` and DRY (infer/sampling.py
 explains them).
@@ -216,7 +216,7 @@ B = TypeVar("B", bound=Body)
 
 
 async def read_body(request: Request, kind: type[B], most_bytes: int) -> B:
-    """The request's body, checked. Raises Refusal: 413 if it is too large, 415 if it is no JSON by its name."""
+    """The request's body, checked. Raises Refusal: 413 if it is too large, 415 if it isn't called JSON."""
     # A web page can send text/plain to any server without asking, but JSON only to one that allows it (CORS).
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refusal("send the body as JSON, with the header Content-Type: application/json", status=415)

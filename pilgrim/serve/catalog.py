@@ -111,10 +111,9 @@ class Models:
 
     def find(self, name: str) -> Entry:
         """What `name` means now. Raises Refusal."""
-        run, _, rest = name.partition(":")
-        stage, _, step = rest.partition("@")
+        run = name.partition(":")[0]
         for entry in reversed(self._entries(run) if run in self.runs else []):
-            if name in (run, f"{run}:{stage}", entry.id) and stage in ("", entry.stage):
+            if name in (run, f"{run}:{entry.stage}", entry.id):
                 return entry
         known = ", ".join(self.runs)
         raise Refusal(

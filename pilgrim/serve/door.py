@@ -1,8 +1,8 @@
 """Who may come in: looked at before anything else is, for every request.
 
 A server for this machine alone answers only when it is asked by this machine's own names. Else a web page
-could let its name point to 127.0.0.1, and read in the visitor's browser what it likes (DNS rebinding). With an
-API key everybody has to show it, but for /health.
+could let its name point to 127.0.0.1, and read in the visitor's browser what it likes (DNS rebinding). With
+an API key everybody has to show it, but for /health.
 """
 
 from starlette.datastructures import Headers

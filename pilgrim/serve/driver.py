@@ -25,6 +25,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar
@@ -288,10 +289,8 @@ class Driver:
             self._tell(ticket.inbox.put_nowait, why)
 
     def _tell(self, work: Callable[..., object], *arguments: object) -> None:
-        try:
+        with suppress(RuntimeError):  # the loop is closed, so nobody is left to be told
             self._loop.call_soon_threadsafe(work, *arguments)
-        except RuntimeError:  # the loop is closed, so nobody is left to be told
-            pass
 
 
 def _deliver(pieces: Sequence[tuple[Ticket, tuple[Job, Piece]]]) -> None:

@@ -1,7 +1,7 @@
 """What the server counts, for Prometheus to fetch at /metrics.
 
-Requests by endpoint and status, tokens, how long a first token took and how fast the others came, and how full
-queue and cache are just now. Nothing of what anybody says.
+Requests by endpoint and status, tokens, how long a first token took and how fast the others came, and how
+full queue and cache are just now. Nothing of what anybody says.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
