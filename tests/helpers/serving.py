@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -72,11 +73,14 @@ def serving(
     rows: int = 4,
     waiting: int = 32,
     kept: int = 2,
+    send_buffer: int | None = None,
 ) -> Iterator[Served]:
-    """Until the block ends; then it must have stopped cleanly."""
+    """Until the block ends; then it must have stopped cleanly. `send_buffer`: the system's, in bytes."""
     settings = settings or ServeSettings(port=0)
     models = Models(runs, RUNTIME, rows, waiting, kept)
     door, server = bound(settings), Server(models, settings)
+    if send_buffer is not None:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     thread = threading.Thread(target=server.run, args=([door],))
     thread.start()
     served = Served(settings.host, door.getsockname()[1], server, models, settings.api_key)
