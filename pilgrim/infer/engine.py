@@ -34,6 +34,7 @@ from pilgrim.core.runtime import Runtime
 from pilgrim.infer import paged_kernel
 from pilgrim.infer.blocks import BlockPool
 from pilgrim.infer.cache import PagedCache
+from pilgrim.infer.grammar import Grammar, may_follow
 from pilgrim.infer.paged_attention import Span
 from pilgrim.infer.recorded import Recorder, cuda_graph
 from pilgrim.infer.sampling import Sampling, TokenScores, choose, token_scores
@@ -119,6 +120,7 @@ class Engine:
         top_logprobs: int | None = None,
         until: Until | None = None,
         follow: Follow | None = None,
+        grammar: Grammar | None = None,
     ) -> Request:
         """Ask for a reply; `step` writes it.
 
@@ -127,7 +129,9 @@ class Engine:
         some ids; with `top_logprobs` each event tells what the model thought of its token, and of as many
         likeliest ones. `until` is told each id, and ends the reply with it by saying True, such as at a stop
         string (stopping.py). `follow` is given the reply after each drawn token, and returns ids that come
-        next without being drawn, such as a tool's answer.
+        next without being drawn, such as a tool's answer. `grammar` says which tokens may come next, where
+        the reply shall be JSON or the like (constrained.py): such a reply is `ended` only if it is complete;
+        one that could not be followed has `trouble`. What `follow` forces is no part of it.
 
         Raises DataError for a prompt that is empty, fills the context by itself (cut it before), or has ids
         that the model doesn't know.
@@ -139,7 +143,12 @@ class Engine:
                 "leave others out"
             )
         request.logit_bias, request.top_logprobs = logit_bias or {}, top_logprobs
-        request.until, request.follow = until, follow
+        request.until, request.follow, request.grammar = until, follow, grammar
+        if grammar is not None and len(grammar.allowed()) != self.config.vocab_size:
+            raise DataError(
+                f"grammar: is about {len(grammar.allowed())} tokens, but the model has "
+                f"{self.config.vocab_size}; use the tokenizer of the same run"
+            )
         self._reserve(self.rows, self.config.context)
         self._queue.add(request)
         return request
@@ -264,6 +273,7 @@ class Engine:
             [request.sampling for request in writers],
             [request.draws[request.written] for request in writers],
             [request.logit_bias for request in writers],
+            [may_follow(r.grammar, r.stop_ids) if r.grammar else None for r in writers],
         ).tolist()
         if min(ids) < 0:
             raise PilgrimError(
@@ -277,6 +287,8 @@ class Engine:
         if request.ended:
             self._queue.remove(request)
             return [Event(request, None, scores)]
+        if request.grammar:
+            request.grammar.feed(token_id)
         events = [self._append(request, token_id, scores)]
         if request.follow and not request.over:
             for forced in request.follow(request.ids):
@@ -289,7 +301,10 @@ class Engine:
         request.tokens.append(token_id)
         request.room -= 1
         request.ended = request.until is not None and request.until(token_id)
-        if request.ended or request.room == 0:
+        if request.grammar and request.grammar.finished:
+            request.trouble = request.grammar.trouble
+            request.ended = request.ended or request.trouble is None
+        if request.ended or request.trouble or request.room == 0:
             self._queue.remove(request)
         return Event(request, token_id, scores)
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pilgrim.infer.blocks import BEGINNING, BlockPool, name_of
+from pilgrim.infer.grammar import Grammar
 from pilgrim.infer.sampling import Sampling
 
 Until = Callable[[int], bool]  # a token that was written -> whether the reply ends with it
@@ -44,6 +45,8 @@ class Request:
     top_logprobs: int | None = None
     until: Until | None = None
     follow: Follow | None = None
+    grammar: Grammar | None = None
+    trouble: str | None = None  # why it had to end before it was complete, as a sentence
     ended: bool = False  # by a stop token or by `until`
     over: bool = False
     # The scheduler's:
