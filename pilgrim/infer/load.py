@@ -80,8 +80,10 @@ def load_engine(
     runtime: Runtime,
     rows: int = 32,
     on_damage: Callable[[str], None] = tell,
+    *,
+    lookup: bool = False,
 ) -> Engine:
-    """An engine for a stage's newest model; `rows` as for `Engine`.
+    """An engine for a stage's newest model; `rows` and `lookup` as for `Engine`.
 
     Raises DataError if the model was trained with another tokenizer, else as `load_model`.
     """
@@ -91,4 +93,4 @@ def load_engine(
             f"{stage_folder}: the model has {model.config.vocab_size} tokens, but the tokenizer "
             f"{tokenizer.vocab_size}; use the tokenizer of the same run"
         )
-    return Engine(model, runtime, rows)
+    return Engine(model, runtime, rows, lookup=lookup)
