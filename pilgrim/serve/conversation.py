@@ -144,6 +144,6 @@ def open_conversation(
             f"{run_folder} has only a base model yet, which knows no system prompt; leave it out, or "
             "let `pilgrim run` go on to sft"
         )
-    engine = load_engine(run_folder / stage, tokenizer, runtime, rows=1, on_damage=on_damage)
+    engine = load_engine(run_folder / stage, tokenizer, runtime, rows=1, on_damage=on_damage, lookup=True)
     kind = Conversation if stage in CHAT else Continuation
     return kind(engine, tokenizer, system), stage
