@@ -190,9 +190,16 @@ class NamedTool(Body):
     function: NamedFunction
 
 
+class NamedSchema(Body):
+    name: str
+    description: str | None = None
+    definition: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(None, description="taken; a schema is always kept")
+
+
 class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = None
+    json_schema: NamedSchema | None = None
 
 
 class AskedChat(Asked):

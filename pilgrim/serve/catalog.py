@@ -172,7 +172,8 @@ class Models:
 
     def _read(self, entry: Entry) -> tuple[Tokenizer, Engine]:
         tokenizer = load_tokenizer(self.runs[entry.run])
-        engine = load_engine(entry.folder, tokenizer, self._runtime, self._rows, step=entry.step, record=True)
+        live_long = {"record": True, "lookup": True}
+        engine = load_engine(entry.folder, tokenizer, self._runtime, self._rows, step=entry.step, **live_long)
         return tokenizer, engine
 
     def _make_room(self) -> None:

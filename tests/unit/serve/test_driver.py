@@ -1,4 +1,4 @@
-"""Many clients at once: those who go, those who don't read, those who come too late, and the end of it all."""
+"""Many clients at once: those who go, those who don't read, those who come too late, and the end."""
 
 import http.client
 import json
@@ -123,11 +123,10 @@ def test_when_the_server_stops_streams_end_with_an_error(run: Path) -> None:
 
 
 def test_openai_raises_what_a_stream_ends_with(run: Path) -> None:
-    with serving({"tiny": run}) as served:
-        with pytest.raises(openai.APIError, match="being stopped"):
-            for number, _ in enumerate(served.client.completions.create(**ENDLESS, stream=True)):
-                if number == 3:
-                    served.server.should_exit = True
+    with serving({"tiny": run}) as served, pytest.raises(openai.APIError, match="being stopped"):
+        for number, _ in enumerate(served.client.completions.create(**ENDLESS, stream=True)):
+            if number == 3:
+                served.server.should_exit = True
 
 
 def test_spoiled_weights_end_replies_with_an_error_and_no_other_models(tmp_path: Path, run: Path) -> None:

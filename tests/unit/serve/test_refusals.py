@@ -194,7 +194,12 @@ def test_control_tokens_in_a_message_are_text(served: Served) -> None:
 def test_odd_but_fine(served: Served) -> None:
     """What must not be refused."""
     null = dict.fromkeys(("n", "stop", "seed", "top_p", "logit_bias", "stream", "user", "max_tokens"))
-    odd = {"prompt": "\x00 \u202e 👩\u200d👩\u200d👧 \U0010ffff", "max_tokens": 2, "seed": -1, "logit_bias": {}}
+    odd = {
+        "prompt": "\x00 \u202e 👩\u200d👩\u200d👧 \U0010ffff",
+        "max_tokens": 2,
+        "seed": -1,
+        "logit_bias": {},
+    }
     for body in (null | {"prompt": "x"}, odd, {"prompt": "x", "stop": [], "user": "u", "max_tokens": 10**30}):
         status, _, data = served.ask("POST", TEXT, {"model": "tiny", **body})
         assert status == 200, data

@@ -54,9 +54,7 @@ def written(engine: Engine, tokenizer: Tokenizer, prompts: list[list[int]], **di
 # The same as the engine -------------------------------------------------------------------------------
 
 
-def test_completions_are_what_the_engine_writes(
-    served: Served, engine: Engine, tokenizer: Tokenizer
-) -> None:
+def test_completions_are_what_the_engine_writes(served: Served, engine: Engine, tokenizer: Tokenizer) -> None:
     prompts = [PROMPT, "And then", ""]
     ids = [[tokenizer.eot_id, *tokenizer.encode(prompt)] for prompt in prompts]
     expected = written(engine, tokenizer, ids, temperature=1, top_p=0.9, seed=5, max_tokens=20)
@@ -85,9 +83,7 @@ def test_chats_are_what_the_engine_writes(served: Served, engine: Engine, tokeni
     messages: Any = [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": parts}]
     ours = {"top_k": 50, "min_p": 0.01, "repetition_penalty": 1.1}
     dials: dict[str, Any] = {"temperature": 0.7, "n": 3, "seed": 3, "max_completion_tokens": 30}
-    found = served.client.chat.completions.create(
-        model="tiny", messages=messages, extra_body=ours, **dials
-    )
+    found = served.client.chat.completions.create(model="tiny", messages=messages, extra_body=ours, **dials)
     assert [choice.message.content for choice in found.choices] == expected
     assert found.usage and found.usage.prompt_tokens == len(prompt)
     assert found.usage.completion_tokens == sum(r.written for r in requests)
@@ -115,18 +111,16 @@ def test_a_seed_gives_the_same_whatever_else_is_asked(served: Served) -> None:
 
     together = asyncio.run(everything())
     alone = [
-        served.client.completions.create(
-            model="tiny", prompt=PROMPT[: 1 + i % 9], seed=7, max_tokens=25
-        ).choices[0].text
+        served.client.completions.create(model="tiny", prompt=PROMPT[: 1 + i % 9], seed=7, max_tokens=25)
+        .choices[0]
+        .text
         for i in range(0, 30, 5)
     ]
     assert together[::5] == alone
 
 
 def test_without_a_seed_each_is_another(served: Served) -> None:
-    texts = {
-        served.client.completions.create(model="tiny", prompt=PROMPT).choices[0].text for _ in range(4)
-    }
+    texts = {served.client.completions.create(model="tiny", prompt=PROMPT).choices[0].text for _ in range(4)}
     assert len(texts) == 4
 
 
@@ -180,9 +174,7 @@ def test_logprobs_of_a_chat_spell_the_reply(served: Served) -> None:
         assert len(token.top_logprobs) == 3
         assert token.logprob <= 0
     streamed = []
-    with served.client.chat.completions.create(
-        logprobs=True, top_logprobs=3, stream=True, **asked
-    ) as chunks:
+    with served.client.chat.completions.create(logprobs=True, top_logprobs=3, stream=True, **asked) as chunks:
         for chunk in chunks:
             if chunk.choices[0].logprobs:
                 streamed += chunk.choices[0].logprobs.content or []
