@@ -94,7 +94,9 @@ def _prompt(asked: AskedChat, model: Loaded) -> list[int]:
         raise too_long(f"{characters} characters", context, "messages")
     row: Json = {"messages": [_row_of(message) for message in asked.messages]}
     if asked.tools:
-        row["tools"] = [tool.model_dump(exclude_none=True) for tool in asked.tools]
+        row["tools"] = [
+            tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in asked.tools
+        ]
     with blamed_on("messages"):
         prompt = render_prompt(messages_from_row(row, "messages"), model.tokenizer)
     if len(prompt) >= context:
