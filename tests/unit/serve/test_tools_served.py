@@ -57,7 +57,7 @@ def test_the_server_runs_the_calculator_where_it_is_asked_to(make_run: MakeRun) 
 def test_a_call_of_nobodys_tool_is_text(make_run: MakeRun) -> None:
     with serving({"chain": make_run(["It", CALL, "6*7", END_OF_CALL], context=1024)}) as served:
         found = served.client.chat.completions.create(
-            model="chain", messages=HELLO, temperature=0, max_tokens=6, tools=[PAINT]
+            model="chain", messages=HELLO, temperature=0, max_tokens=7, tools=[PAINT]
         )
         assert found.choices[0].message.content == "It<tool_call>6*7</tool_call>"
         assert found.choices[0].finish_reason == "length"
