@@ -2,11 +2,11 @@
 
     python benchmarks/serve.py pocket
 
-A server is started on a free port, and N clients ask it for completions as streams, one after the other, until
-the time is over. Every stream is checked: each token has its place in the text (`text_offset`), which must be
-where the text has come to, so nothing is missing, doubled or out of order; the tokens are as many as the usage
-says; a finish reason, the usage and [DONE] come, in that order. At the end the server's own counters must tell
-as many requests and tokens as the clients have counted, and no place may be taken.
+A server is started on a free port, and N clients ask it for completions as streams, one after the other,
+until the time is over. Every stream is checked: each token has its place in the text (`text_offset`), which
+must be where the text has come to, so nothing is missing, doubled or out of order; the tokens are as many as
+the usage says; a finish reason, the usage and [DONE] come, in that order. At the end the server's own
+counters must tell as many tokens as the clients have counted, and no place may be taken.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """What a client may ask for: the bodies of requests, as OpenAI has them, and what is ours beside that.
 
-Every field is checked strictly ("2" is no number, 1.5 is no count, NaN nothing at all), and a field that is not
-here is refused: whoever asks for something that this server lacks shall learn it, and not be answered as if
-it had obeyed. `null` is the same as leaving a field out, as many clients send it for everything.
+Every field is checked strictly ("2" is no number, 1.5 is no count, NaN nothing at all), and a field that is
+not here is refused: whoever asks for something that this server lacks shall learn it, and not be answered as
+if it had obeyed. `null` is the same as leaving a field out, as many clients send it for everything.
 
 Ours, beside OpenAI's: `top_k`, `min_p`, `repetition_penalty`, `penalty_window` and DRY (infer/sampling.py
 explains them).

@@ -173,7 +173,7 @@ def test_logprobs_of_a_chat_spell_the_reply(served: Served) -> None:
     for token in found.logprobs.content:
         assert len(token.top_logprobs) == 3
         assert token.logprob <= 0
-    streamed = []
+    streamed: list[Any] = []
     with served.client.chat.completions.create(logprobs=True, top_logprobs=3, stream=True, **asked) as chunks:
         for chunk in chunks:
             if chunk.choices[0].logprobs:

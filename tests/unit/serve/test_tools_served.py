@@ -115,7 +115,8 @@ def test_a_forced_call_comes_as_one_chunk(served: Served) -> None:
 
 def test_only_what_is_defined_can_be_forced(served: Served) -> None:
     other: Any = {"type": "function", "function": {"name": "other"}}
-    for choice, tools in ((other, [PAINT]), ("required", [])):
+    cases: list[tuple[Any, Any]] = [(other, [PAINT]), ("required", [])]
+    for choice, tools in cases:
         with pytest.raises(openai.BadRequestError, match="tool_choice") as caught:
             served.client.chat.completions.create(
                 model="tiny", messages=HELLO, tools=tools, tool_choice=choice

@@ -10,7 +10,7 @@ from pilgrim.infer.engine import Event
 from pilgrim.infer.sampling import Sampling, TokenScores
 from pilgrim.infer.scheduler import Request
 from pilgrim.infer.tools import ALWAYS
-from pilgrim.serve.writing import Piece, Tools, Writer
+from pilgrim.serve.writing import Piece, Told, Tools, Writer
 from pilgrim.text.calls import CALL, END_OF_CALL, END_OF_RESPONSE, RESPONSE
 from pilgrim.text.tokenizer import train_tokenizer
 
@@ -21,7 +21,7 @@ SCORES = TokenScores(-1.0, ())
 
 def pieces(writer: Writer, ids: Sequence[int]) -> list[Piece]:
     """As the engine tells them, with what has to follow; the last one says why it ended."""
-    found, waiting = [], list(ids)
+    found, waiting = list[Piece](), list(ids)
     while waiting:
         token_id = waiting.pop(0)
         over = writer.until(token_id)
@@ -41,7 +41,7 @@ def text_of(found: Sequence[Piece]) -> str:
 def test_tokens_are_told_where_they_stand(text: str, stops: list[str]) -> None:
     """Each begins within the text that was shown by then, at the end of those before it."""
     for ids in (TOKENIZER.encode(text), [i for c in text for i in TOKENIZER.encode(c)]):
-        writer, shown, told = Writer(TOKENIZER, stops), "", []
+        writer, shown, told = Writer(TOKENIZER, stops), "", list[Told]()
         for piece in pieces(writer, ids):
             shown += piece.text
             assert all(token.begin < len(shown) for token in piece.tokens)
