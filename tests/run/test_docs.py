@@ -42,7 +42,7 @@ HISTORY = [ROOT / "CHANGELOG.md", *sorted(ROOT.glob("journal/*.md"))]
 
 # Every program that a document tells one to start; pilgrim and make are checked further.
 PROGRAMS = {"pilgrim", "make", "cmp", "tail", "source", "export", "pip", "pytest", "python"}
-PROGRAMS |= {"sky", "rsync", "torchrun"}
+PROGRAMS |= {"sky", "rsync", "torchrun", "curl"}
 SUFFIXES = {".html", ".json", ".jsonl", ".md", ".npy", ".py", ".safetensors", ".toml", ".zst"}
 
 

@@ -19,6 +19,7 @@ from pilgrim.core.peaks import synchronize
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import batches
 from pilgrim.data.prefetch import Prefetch
+from pilgrim.infer.drawing import Place
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.sampling import Sampling
 from pilgrim.infer.scheduler import Request
@@ -192,13 +193,13 @@ class _Annotated(Engine):
     Drawing is where the host waits for the device, as it needs the drawn ids to go on: "sync".
     """
 
-    def _pass(self, work: Sequence[Reading]) -> tuple[list[Request], Tensor]:
+    def _pass(self, work: Sequence[Reading]) -> tuple[list[Place], Tensor]:
         with record_function("pilgrim.forward"):
             return super()._pass(work)
 
-    def _draw(self, scores_bv: Tensor, writers: Sequence[Request]) -> list[int]:
+    def _draw(self, scores_bv: Tensor, places: Sequence[Place]) -> list[int]:
         with record_function("pilgrim.sync"):
-            return super()._draw(scores_bv, writers)
+            return super()._draw(scores_bv, places)
 
 
 def _bytes(tensors: Any) -> int:
