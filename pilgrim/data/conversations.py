@@ -41,20 +41,22 @@ def read_conversations(names: Iterable[str]) -> list[Conversation]:
     Raises DataError with file and line if a row is no conversation, or has nothing to learn from: no message
     of the assistant, or an empty one.
     """
-    found = []
-    for place, row, stem in _rows(names):
-        messages = messages_from_row(row, place)
-        replies = [message.content for message in messages if message.role == "assistant"]
-        if not replies:
-            raise DataError(
-                f"{place}: no message of the assistant, so nothing to learn; add one, or drop the row"
-            )
-        if not all(reply.strip() for reply in replies):
-            raise DataError(
-                f"{place}: an empty message of the assistant would teach silence; fill it, or drop the row"
-            )
-        found.append(Conversation(messages, _text(row, "source", place) or stem))
-    return found
+    return [conversation_of(row, place, stem) for place, row, stem in _rows(names)]
+
+
+def conversation_of(row: dict[str, Any], place: str, source: str) -> Conversation:
+    """One row, from `source` unless it says another. Raises DataError as above, beginning with the place."""
+    messages = messages_from_row(row, place)
+    replies = [message.content for message in messages if message.role == "assistant"]
+    if not replies:
+        raise DataError(
+            f"{place}: no message of the assistant, so nothing to learn; add one, or drop the row"
+        )
+    if not all(reply.strip() for reply in replies):
+        raise DataError(
+            f"{place}: an empty message of the assistant would teach silence; fill it, or drop the row"
+        )
+    return Conversation(messages, _text(row, "source", place) or source)
 
 
 def read_prompts(names: Iterable[str]) -> list[Prompt]:

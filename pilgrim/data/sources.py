@@ -10,7 +10,7 @@ however often. A training document that is also a validation document is left ou
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,11 +114,16 @@ class Split:
     left_out: int
 
 
-def split(settings: DataSettings) -> Split:
-    """Read all documents and keep validation apart. Raises DataError if either side is empty."""
-    documents = list(read_documents(settings.train))
+def split(
+    settings: DataSettings, read: Callable[[Iterable[str]], Iterator[Text]] = read_documents
+) -> Split:
+    """Read all documents and keep validation apart. Raises DataError if either side is empty.
+
+    `read` yields the documents of the files that are named (and data/datasets.py knows of more than files).
+    """
+    documents = list(read(settings.train))
     if settings.val:
-        val = list(read_documents(settings.val))
+        val = list(read(settings.val))
     else:
         val = [d for d in documents if _fraction(d.text) < settings.val_share]
     held_out = {_digest(d.text) for d in val}
