@@ -74,7 +74,9 @@ def _text(row: Row, key: str, place: str) -> str:
     raise DataError(f'{place}: "{key}" must be text that is not empty; mend or drop the row')
 
 
-ADAPTERS: dict[str, tuple[tuple[str, ...], Callable[[Row, str], Messages]]] = {  # columns, and what reads them
+ADAPTERS: dict[
+    str, tuple[tuple[str, ...], Callable[[Row, str], Messages]]
+] = {  # columns, and what reads them
     "mmlu": (("question", "choices", "answer"), from_mmlu),
     "gsm8k": (("question", "answer"), from_gsm8k),
 }

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pilgrim.core.config import Settings
-from pilgrim.core.errors import DataError, SettingsError
+from pilgrim.core.errors import DataError
 from pilgrim.core.files import read_jsonl_zst
 from pilgrim.data import hub
 from pilgrim.data.adapters import ADAPTERS
@@ -135,7 +135,7 @@ def documents_of(names: Iterable[str], datasets: Datasets) -> Iterator[Text]:
     """What `[data]` names: files of documents, and data sets of kind text as "dataset:NAME"."""
     for name in names:
         if name.startswith(NAMED):
-            yield from texts(*named(name, datasets, is_text=True))
+            yield from texts(*_named(name, datasets))
         else:
             yield from read_documents([name])
 
@@ -146,22 +146,24 @@ def conversations_of(
     """The same of conversations."""
     for name in names:
         if name.startswith(NAMED):
-            yield from conversations(*named(name, datasets, is_text=False), tell)
+            yield from conversations(*_named(name, datasets), tell)
         else:
             yield from read_conversations([name])
 
 
-def named(name: str, datasets: Datasets, is_text: bool) -> tuple[str, DatasetSettings]:
-    """The data set that "dataset:NAME" means. Raises SettingsError if there is none of that kind."""
+def wrongly_named(name: str, datasets: Datasets, is_text: bool) -> str | None:
+    """Why "dataset:NAME" can't stand in `[data]`, in one sentence; None if it can."""
     bare = name.removeprefix(NAMED)
     if bare not in datasets:
-        raise SettingsError(f"[data] names {name}, but {unknown(bare, datasets)}")
+        return f"[data] names {name}, but {unknown(bare, datasets)}"
     if datasets[bare].is_text != is_text:
         wanted = "text" if is_text else "conversations"
-        raise SettingsError(
-            f"[data] names {name} where {wanted} must stand, and its kind is {datasets[bare].kind}; "
-            f"name one of {wanted}"
-        )
+        return f"[data] names {name} where {wanted} must stand, but its kind is {datasets[bare].kind}"
+    return None
+
+
+def _named(name: str, datasets: Datasets) -> tuple[str, DatasetSettings]:
+    bare = name.removeprefix(NAMED)
     return bare, datasets[bare]
 
 

@@ -83,7 +83,12 @@ def spelling(words: list[str], rows: int, seed: int) -> Iterator[Messages]:
 
 def identity(name: str, maker: str, about: str, rows: int | None, seed: int) -> Iterator[Messages]:
     """Conversations of one or two turns about who the model is, all different; None: all there are."""
-    who = (f"I am {name}.", f"My name is {name}.", f"I'm {name}, and happy to talk.", f"You can call me {name}.")
+    who = (
+        f"I am {name}.",
+        f"My name is {name}.",
+        f"I'm {name}, and happy to talk.",
+        f"You can call me {name}.",
+    )
     made = (f"I was made by {maker}.", f"{maker} made me.", f"I am the work of {maker}.")
     what = (f"I am {name}. {about}", f"{about} My name is {name}.", about)
     hello = (f"Hello! I am {name}. How can I help?", f"Hi! This is {name}. What can I do for you?")

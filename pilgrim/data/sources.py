@@ -114,9 +114,7 @@ class Split:
     left_out: int
 
 
-def split(
-    settings: DataSettings, read: Callable[[Iterable[str]], Iterator[Text]] = read_documents
-) -> Split:
+def split(settings: DataSettings, read: Callable[[Iterable[str]], Iterator[Text]] = read_documents) -> Split:
     """Read all documents and keep validation apart. Raises DataError if either side is empty.
 
     `read` yields the documents of the files that are named (and data/datasets.py knows of more than files).
@@ -126,8 +124,7 @@ def split(
         val = list(read(settings.val))
     else:
         val = [d for d in documents if _fraction(d.text) < settings.val_share]
-    held_out = {_digest(d.text) for d in val}
-    train = [d for d in documents if _digest(d.text) not in held_out]
+    train = list(apart(documents, val))
     for name, side, files in (
         ("train", train, settings.train),
         ("validation", val, settings.val or settings.train),
@@ -137,6 +134,12 @@ def split(
                 f"[data]: no {name} document is left of {_listed(files)}; name files with more text in them"
             )
     return Split(train, val, len(documents) - len(train) - (0 if settings.val else len(val)))
+
+
+def apart(documents: Iterable[Text], val: Iterable[Text]) -> Iterator[Text]:
+    """The documents that are not among those of validation."""
+    held_out = {_digest(d.text) for d in val}
+    return (d for d in documents if _digest(d.text) not in held_out)
 
 
 def _digest(text: str) -> bytes:
