@@ -94,14 +94,20 @@ Datasets = Mapping[str, DatasetSettings]
 
 
 def texts(name: str, settings: DatasetSettings) -> Iterator[Text]:
-    """The documents of a data set of kind text, those that are empty left out. Raises DataError."""
-    place = f"datasets.{name}"
+    """The documents of a data set of kind text, those that are empty left out.
+
+    Raises DataError, naming file and row, for one that has no text, and if there is none at all.
+    """
+    place, found = f"datasets.{name}", False
     for where, row in _some(_read(place, settings), settings):
         text = row.get("text")
         if not isinstance(text, str):
             raise DataError(f'{where}: "text" is no string; give the row one, or drop it')
         if text.strip():
+            found = True
             yield Text(text, str(row.get("source") or name))
+    if not found:
+        raise DataError(f"{place} holds no document; name files with rows in them, or leave it out")
 
 
 def conversations(

@@ -60,7 +60,7 @@ def fetched(
         raise PilgrimError(f"{what}: the data set has no such commit; take one of its history") from None
     except errors.EntryNotFoundError:
         raise PilgrimError(f"{what}: there is no such file in that commit; check its name") from None
-    except (errors.HTTPError, OSError) as error:
+    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # of its HTTP client
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PilgrimError(
             f"{what} could not be fetched ({reason}); start again, it goes on where it was"

@@ -206,7 +206,8 @@ class PackedRows:
 
     def epochs(self, position: Position) -> float:
         """How many times the set was read when the window of documents of a position was begun."""
-        return float(position["epoch"]) + position["window"] / -(-self.tokens.documents // WINDOW)
+        epoch, window = int(position["epoch"]), int(position["window"])
+        return epoch + window / -(-self.tokens.documents // WINDOW)
 
     def count(self, epochs: float) -> int:
         """The rows of so many epochs. Each is packed anew, so they need not be equally many in each."""

@@ -63,11 +63,14 @@ def has_an_end(mixture: Parts) -> bool:
 class Order(Protocol):
     """Which source each row is from."""
 
-    def block(self, number: int) -> list[int]:
-        """The sources of the rows of a block. All blocks are of one size."""
+    @property
+    def size(self) -> int:
+        """Rows of a block."""
         ...
 
-    size: int
+    def block(self, number: int) -> list[int]:
+        """The sources of a block's rows."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
-"""Stage 4: meet conversations, and whatever else a model shall know well. Good text and the mixture's other data
-sets come together while the learning rate falls, so that the model gets used to turns without forgetting how
-to write. Rows may be longer than in pretraining (`midtrain.context`), and stay so in what follows."""
+"""Stage 4: meet conversations, and whatever else a model shall know well.
+
+Good text and the mixture's other data sets come together while the learning rate falls, so that the model gets
+used to turns without forgetting how to write. Rows may be longer than in pretraining (`midtrain.context`), and
+then stay so in what follows: the network's shape is in its checkpoint, and has no weight for a place in a row.
+"""
 
 from typing import Any
 

@@ -183,8 +183,8 @@ class Recipe(Settings):
         for name, settings in self.datasets.items():
             if not re.fullmatch(r"[a-z0-9][\w-]*", name) or name in RESERVED:
                 raise ValueError(
-                    f"datasets.{name}: not a name for a data set; use small letters, digits, _ and -, and none "
-                    f"of {', '.join(RESERVED)}"
+                    f"datasets.{name}: no data set can be named so; use small letters, digits, _ and -, and "
+                    f"none of {', '.join(RESERVED)}"
                 )
             if what := settings.contradiction(f"datasets.{name}"):
                 raise ValueError(what)
@@ -237,7 +237,7 @@ class Recipe(Settings):
                     )
                 if values and (values[-1] != last or max(values) > values[-1]):
                     raise ValueError(
-                        f"{name}.grow.{what} = … {values} must end with the stage's {what}, {last}, "
+                        f"{name}.grow.{what} = … {values} must end with {self._says(name, what)} = {last}, "
                         f"and go no higher; write that as its last value"
                     )
         return self
@@ -275,6 +275,11 @@ class Recipe(Settings):
         """The names of all token sets that the stages learn from; those of validation are not among them."""
         mixed = (token_set_of(name) for stage in MIXED for name in self.mixture_of(stage))
         return list(dict.fromkeys(["train", *mixed]))
+
+    def _says(self, stage: str, what: str) -> str:
+        """The setting that says which context or window a stage ends with."""
+        longer = what == "context" and self.model_of(stage).context != self.model.context
+        return f"midtrain.{what}" if longer else f"model.{what}"
 
     @property
     def chats(self) -> bool:

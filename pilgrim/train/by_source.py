@@ -1,8 +1,8 @@
 """The next token's loss, told for each source of a mixture.
 
-A mixture's mean loss hides what happens in its parts: conversations get easier while text is forgotten. So the
-row of a step says of each source how many of the step's tokens were its, which share that is, the mean loss
-of those that are trained, and how many times all of it has been read:
+A mixture's mean loss hides what happens in its parts: conversations get easier while text is forgotten. So
+the row of a step says of each source how many of the step's tokens were its, which share that is, the mean
+loss of those that are trained, and how many times all of it has been read:
 
     "sources": {"text": {"loss": 1.93, "tokens": 812, "share": 0.4, "epoch": 1.0}, …}
 
