@@ -200,7 +200,7 @@ def _read(place: str, settings: DatasetSettings) -> Rows:
             path = hub.fetched(settings.hub, settings.revision, file, place)
         else:
             path = find(file)
-        yield from _rows_of(path, file, settings)
+        yield from rows_of(path, file, settings)
 
 
 def _made(settings: DatasetSettings) -> Iterator[list[dict[str, Any]]]:
@@ -211,7 +211,8 @@ def _made(settings: DatasetSettings) -> Iterator[list[dict[str, Any]]]:
     return spelling(words_of(settings.files or (WORDS,)), settings.limit, seed)
 
 
-def _rows_of(path: Path, name: str, settings: DatasetSettings) -> Rows:
+def rows_of(path: Path, name: str, settings: DatasetSettings) -> Rows:
+    """All rows of one file, which the recipe calls `name`. Raises DataError if it can't be read."""
     if name.endswith(".parquet"):
         default = ("text",) if settings.is_text else ("messages",)
         needed = ADAPTERS[settings.kind][0] if settings.kind in ADAPTERS else default
