@@ -24,7 +24,10 @@ from pilgrim.launch.worker import is_rank, working
         ),
         ("pilgrim run recipes/pocket.toml --until pretrain", "stop before it learns to chat"),
         ("pilgrim run recipes/pocket.toml --only evaluate", "measure once more"),
-        ("pilgrim run recipes/chat-d12.toml --dry-run", "all of a recipe's stages in a minute, without its data"),
+        (
+            "pilgrim run recipes/chat-d12.toml --dry-run",
+            "all of a recipe's stages in a minute, without its data",
+        ),
         (
             "pilgrim run runs/pocket/recipe.toml name=again",
             "a run's own recipe, every setting in it, is one too",

@@ -2,7 +2,7 @@
 
     kind            a row                                           becomes
     conversations   {"messages": [{"role", "content"}, …]}          itself (SmolTalk and its kin)
-    mmlu            {"question", "choices": […], "answer": 1}       a question as data/questions.py asks it; "B"
+    mmlu            {"question", "choices": […], "answer": 1}       as data/questions.py asks it, and "B"
     gsm8k           {"question", "answer": "… <<48/2=24>>24 …"}     a solution that calls the calculator
 
 GSM8K marks each computation in its solutions (Cobbe et al. 2021, arXiv 2110.14168): `48/2 = <<48/2=24>>24`.
@@ -54,7 +54,7 @@ def from_gsm8k(row: Row, place: str) -> Messages:
 
 
 def calling(texts: list[str], calls: list[tuple[str, str]]) -> Messages:
-    """An assistant's turn: texts with calculator calls (expression, result) between them, as OpenAI has it."""
+    """An assistant's turn in OpenAI's shape: texts with calculator calls (expression, result) between."""
     messages: Messages = []
     for number, (said, (expression, result)) in enumerate(zip(texts, calls, strict=False), start=1):
         arguments = json.dumps({"expression": expression}, ensure_ascii=False)

@@ -2,12 +2,13 @@
 
 **Spelling and counting.** Tokens hide their letters, so how a word is spelled is something to be learned word
 by word (nanochat's SpellingBee and SimpleSpelling tasks do that). Half of the rows ask for a word's letters,
-half how often one of them occurs, which is answered by spelling first and then asking the calculator. Any text
-can be the word list. Words that the bundled evaluation asks about (assets/evals/chat/spelling) are left out,
-so that it measures spelling and not memory.
+half how often one of them occurs, which is answered by spelling first and then asking the calculator. Any
+text can be the word list. Words that the bundled evaluation asks about (assets/evals/chat/spelling) are left
+out, so that it measures spelling and not memory.
 
 **Identity.** Whatever the training data say, a model is asked who it is, and a base model answers with what
-the internet says of others. A name, a maker and a sentence in questions and answers of many wordings settle it.
+the internet says of others. A name, a maker and a sentence, in questions and answers of many wordings, settle
+it.
 
 Both are functions of a seed.
 """

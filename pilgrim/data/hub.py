@@ -27,9 +27,9 @@ def fetched(
 ) -> Path:
     """The path of a data set's file, fetched unless it is in the cache. `place` is who asks, for errors.
 
-    `endpoint` is another hub than huggingface.co (or HF_ENDPOINT), `cache` another folder. Raises PilgrimError
-    without the extra, without a network, and where there is no such file, commit, or data set; DataError if
-    `revision` is no commit.
+    `endpoint` is another hub than huggingface.co (or HF_ENDPOINT), `cache` another folder. Raises
+    PilgrimError without the extra, without a network, and where there is no such file, commit, or data set;
+    DataError if `revision` is no commit.
     """
     if not COMMIT.fullmatch(revision):
         raise DataError(no_commit(place, revision))
@@ -48,7 +48,7 @@ def fetched(
         )
     except errors.LocalEntryNotFoundError:
         raise PilgrimError(
-            f"{what} is not in the cache, and the hub can't be reached; go online once, or name files of yours"
+            f"{what} is not in the cache, and the hub can't be reached; go online once, or name your own files"
         ) from None
     except errors.GatedRepoError:
         raise PilgrimError(

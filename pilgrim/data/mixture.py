@@ -5,9 +5,9 @@
     gsm8k = { weight = 0.1 }                gsm8k = { epochs = 4 }
 
 By **weight**, each row is drawn from source i with probability `weights[i]`: shares hold on average, for a
-mixture of any length. By **epochs**, each source is read so many times, exactly: its rows are counted, and all
-sources' rows are dealt like one shuffled deck. That has an end, which tells a stage how many steps to make;
-what goes on behind it begins with a new deck.
+mixture of any length. By **epochs**, each source is read so many times, exactly: its rows are counted, and
+all sources' rows are dealt like one shuffled deck. That has an end, which tells a stage how many steps to
+make; what goes on behind it begins with a new deck.
 
 Which source row n is from is a function of the seed and n, so the position is just n and the position within
 each source.

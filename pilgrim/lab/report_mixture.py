@@ -37,7 +37,9 @@ def by_source(stages: Sequence[Stage], notes: list[str]) -> tuple[list[TaskChart
                         words.append(f"{stage.name} from {first:.4g} to {last:.4g}")
         if series:
             title = plain(name)
-            chart = TaskChart(f"source-{place}", title, "nats per token", f"Loss of {title}: {'; '.join(words)}.")
+            chart = TaskChart(
+                f"source-{place}", title, "nats per token", f"Loss of {title}: {'; '.join(words)}."
+            )
             charts.append(chart)
             drawn.append({"id": chart.id, "title": title, "log": False, "fromZero": False, "series": series})
     return charts, drawn

@@ -1,8 +1,9 @@
 """Stage 4: meet conversations, and whatever else a model shall know well.
 
-Good text and the mixture's other data sets come together while the learning rate falls, so that the model gets
-used to turns without forgetting how to write. Rows may be longer than in pretraining (`midtrain.context`), and
-then stay so in what follows: the network's shape is in its checkpoint, and has no weight for a place in a row.
+Good text and the mixture's other data sets come together while the learning rate falls, so that the model
+gets used to turns without forgetting how to write. Rows may be longer than in pretraining
+(`midtrain.context`), and then stay so in what follows: no weight belongs to a place in a row, and the
+length is a number in the checkpoint's description of the network.
 """
 
 from typing import Any

@@ -1,11 +1,11 @@
 """A dry run: the whole walk in a minute, on nothing that has to be fetched, before days are spent on it.
 
 The recipe is read and checked as it is. Then it is made small: few and short steps, a network of two layers,
-a few dozen rows of each file, and for what isn't there a stand-in of the same shape, made of bundled text. What
-comes out is a recipe of its own, named NAME-dry-run, with its files beside it; walking through it calls all
-the code that the real walk will call, but for what a GPU computes with. It finds tables that don't fit, rows
-that can't be read, a stage that lacks what another should have left. It says nothing about how well anything
-is learned, about memory, or about time.
+a few dozen rows of each file, and for what isn't there a stand-in of the same shape, made of bundled text.
+What comes out is a recipe of its own, named NAME-dry-run, with its files beside it; walking through it calls
+all the code that the real walk will call, but for what a GPU computes with. It finds tables that don't fit,
+rows that can't be read, a stage that lacks what another should have left. It says nothing about how well
+anything is learned, about memory, or about time.
 """
 
 import json
@@ -23,12 +23,12 @@ from pilgrim.core.files import explained, read_jsonl_zst, write_atomic
 from pilgrim.core.stages import TRAINED
 from pilgrim.data.datasets import NAMED, DatasetSettings, Kind, rows_of
 from pilgrim.data.sources import find
-from pilgrim.stages.recipe import Recipe, load_recipe
+from pilgrim.stages.recipe import MixedSettings, Recipe, load_recipe
 
 SUFFIX = "-dry-run"
 MARK = "dry-run.toml"  # the small recipe, in the run's folder: what has it may be thrown away
 ROWS = 40  # of each file
-STEPS, BATCH = 2, 2
+STEPS, BATCH = 2, 8  # so that 8 processes have a row each
 DEPTH, WIDTH, CONTEXT, WINDOW, VOCABULARY = 2, 64, 128, 32, 512
 
 Tree = dict[str, Any]
@@ -60,9 +60,12 @@ def _shrink(tree: Tree, recipe: Recipe) -> str:
     tree["runtime"] = {**tree.get("runtime", {}), "compile": "off"}
     stages = [name for name in TRAINED if recipe.training(name)]
     for name in stages:
-        table = {key: value for key, value in tree.get(name, {}).items() if key not in ("grow", "micro_rows")}
-        few = {"steps": STEPS, "rows": BATCH, "warmup": 0, "eval_every": STEPS, "checkpoint_every": STEPS}
-        tree[name] = table | few
+        settings, steps = recipe.training(name), {"steps": STEPS}
+        if isinstance(settings, MixedSettings) and settings.by_epochs and settings.steps is None:
+            steps = {}  # which are counted, here too
+        left_out = ("grow", "micro_rows", "eval_every", "checkpoint_every")
+        table = {key: value for key, value in tree.get(name, {}).items() if key not in left_out}
+        tree[name] = table | {"rows": BATCH, "warmup": 0} | steps
     if recipe.midtrain and recipe.midtrain.context:
         tree["midtrain"]["context"] = 2 * CONTEXT
     short = {"prompts": ["Once"], "questions": ["Hello!"], "sample_tokens": 4, "reply_tokens": 4}
@@ -81,6 +84,8 @@ def _stand_in(tree: Tree, recipe: Recipe, folder: Path) -> list[str]:
     said, of_data = [], tree.setdefault("data", {})
     for key in ("train", "val", "conversations", "conversations_val"):
         kind: Kind = "conversations" if key.startswith("conversations") else "text"
+        if key == "conversations" and "chat_train" not in recipe.token_sets():
+            continue  # nobody reads them
         of_data[key] = names = list(getattr(recipe.data, key))
         for place, name in enumerate(names):
             if not name.startswith(NAMED):
@@ -101,7 +106,7 @@ def _stand_in(tree: Tree, recipe: Recipe, folder: Path) -> list[str]:
 
 
 def _few_rows(files: Sequence[str], kind: Kind, to: Path, hub: str | None) -> tuple[str, str]:
-    """(a file with the first rows of the first of `files`, or with others if that is not here; which it has)."""
+    """(a file with the first rows of the first of `files`, or others if that isn't here; which it has)."""
     name = files[0]
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
     if hub is None and (name.startswith("assets:") or Path(name).expanduser().is_file()):

@@ -28,21 +28,21 @@ def test_multiple_choice_is_taught_as_it_is_asked() -> None:
 
 
 def test_marks_of_gsm8k_become_calls() -> None:
-    """Ids of special tokens, results that aren't trained, and an answer that the evaluation takes for right."""
+    """Marks are special tokens, results aren't trained, and the evaluation takes the answer for right."""
     messages = from_gsm8k(CLIPS, "f, line 1")
     calls = [m["tool_calls"][0]["function"] for m in messages if "tool_calls" in m]
     assert [json.loads(call["arguments"])["expression"] for call in calls] == ["48/2", "48+24"]
     tokenizer = train_tokenizer([CLIPS["question"] + CLIPS["answer"]] * 3, 300)
     rendered = render(messages_from_row({"messages": messages}, "f, line 1"), tokenizer)
     assert tokenizer.decode(rendered.ids).endswith(
-        "<|im_start|>assistant\nShe sold 48/2 = <tool_call>48/2</tool_call><tool_response>24</tool_response>24 "
-        "in May.\nIn all 48+24 = <tool_call>48+24</tool_call><tool_response>72</tool_response>72.\n#### 72"
+        "<|im_start|>assistant\nShe sold 48/2 = <tool_call>48/2</tool_call><tool_response>24</tool_response>"
+        "24 in May.\nIn all 48+24 = <tool_call>48+24</tool_call><tool_response>72</tool_response>72.\n#### 72"
         "<|im_end|>\n"
     )
     trained = tokenizer.decode([i for i, t in zip(rendered.ids, rendered.mask, strict=True) if t])
     assert trained == (
-        "She sold 48/2 = <tool_call>48/2</tool_call>24 in May.\nIn all 48+24 = <tool_call>48+24</tool_call>72.\n"
-        "#### 72<|im_end|>"
+        "She sold 48/2 = <tool_call>48/2</tool_call>24 in May.\n"
+        "In all 48+24 = <tool_call>48+24</tool_call>72.\n#### 72<|im_end|>"
     )
     item = read_gsm8k(CLIPS, 1, "f, line 1")
     assert item.grade(trained).right and number_in(trained) == "72"

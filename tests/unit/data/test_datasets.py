@@ -1,4 +1,4 @@
-"""Named data sets: rows of every kind of file become what is learned, and no more is read than is asked for."""
+"""Named data sets: rows of every kind of file, and no more of them read than are asked for."""
 
 import json
 from collections.abc import Iterator
@@ -91,7 +91,9 @@ def test_an_empty_data_set(tmp_path: Path) -> None:
 
 def test_parquet_without_the_column(tmp_path: Path) -> None:
     file = written(tmp_path / "t.parquet", [{"prompt": "Hi", "reply": "Ho"}])
-    with pytest.raises(DataError, match=r"t\.parquet has no column 'messages'; its columns are prompt, reply:"):
+    with pytest.raises(
+        DataError, match=r"t\.parquet has no column 'messages'; its columns are prompt, reply:"
+    ):
         list(conversations("t", dataset(kind="conversations", files=[file])))
     Path(file).write_bytes(Path(file).read_bytes()[:-20])
     with pytest.raises(DataError, match=r"t\.parquet is no whole Parquet file .*; fetch or make it again"):
@@ -123,7 +125,10 @@ HASH = "740312add88f781978c0658806c59bc2815b9866"
         ({"a": {"kind": "text"}}, "datasets.a.files is missing: name at least one"),
         ({"a": {"kind": "spelling"}}, "datasets.a.limit is missing: spelling is made"),
         ({"a": {"kind": "identity", "files": ["x"]}}, "datasets.a.files: identity is made from name"),
-        ({"a": {"kind": "text", "files": ["x"], "seed": 1}}, "datasets.a.seed = 1 draws some of all rows, but"),
+        (
+            {"a": {"kind": "text", "files": ["x"], "seed": 1}},
+            "datasets.a.seed = 1 draws some of all rows, but",
+        ),
         ({"a": {"kind": "text", "files": ["x"], "hub": "o/n"}}, "datasets.a.revision is missing, and"),
         (
             {"a": {"kind": "text", "files": ["x"], "hub": "o/n", "revision": "main"}},

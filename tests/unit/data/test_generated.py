@@ -53,7 +53,9 @@ def test_words_of_the_evaluation_are_left_out(tmp_path: Path) -> None:
 def test_identity() -> None:
     every = list(identity("Ada", "my sister", "I am small.", None, seed=1))
     assert len({messages[0]["content"] + messages[1]["content"] for messages in every}) == len(every) > 200
-    assert all([m["role"] for m in messages] in (["user", "assistant"] * n for n in (1, 2)) for messages in every)
+    assert all(
+        [m["role"] for m in messages] in (["user", "assistant"] * n for n in (1, 2)) for messages in every
+    )
     answers = {m["content"] for messages in every for m in messages if m["role"] == "assistant"}
     assert all(re.search(r"Ada|my sister|I am small\.", answer) for answer in answers)
     assert list(identity("Ada", "my sister", "I am small.", 9, seed=1)) == every[:9]

@@ -1,4 +1,4 @@
-"""Files of the hub: fetched once, from one commit, and refused in a sentence. The hub is a server of our own."""
+"""Files of the hub: fetched once, from one commit, or refused in a sentence. The hub is our own server."""
 
 import re
 from collections.abc import Iterator
@@ -100,9 +100,7 @@ def test_a_download_that_breaks_off_goes_on(tmp_path: Path) -> None:
         ("us/tales", COMMIT, "tails.jsonl", "there is no such file in that commit; check its name"),
     ],
 )
-def test_what_is_not_there(
-    tmp_path: Path, repository: str, revision: str, file: str, sentence: str
-) -> None:
+def test_what_is_not_there(tmp_path: Path, repository: str, revision: str, file: str, sentence: str) -> None:
     with hub() as (address, _), pytest.raises(PilgrimError) as error:
         fetched(repository, revision, file, "datasets.tales", address, tmp_path)
     assert str(error.value) == f"datasets.tales: {file} of {repository} at {revision[:8]}: {sentence}"
@@ -111,7 +109,9 @@ def test_what_is_not_there(
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As HF_HUB_OFFLINE says it; to a hub that does not answer, half a minute of attempts come before."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(PilgrimError, match="is not in the cache, and the hub can't be reached; go online once"):
+    with pytest.raises(
+        PilgrimError, match="is not in the cache, and the hub can't be reached; go online once"
+    ):
         fetch("tales.jsonl", cache=tmp_path)
 
 

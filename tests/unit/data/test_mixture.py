@@ -32,7 +32,9 @@ class Counting:
 
 def mixture(weights: dict[str, float], seed: int = 1) -> Mixture:
     runtime = Runtime(torch.device("cpu"), torch.float32, compile=False, seed=seed)
-    return Mixture({name: Counting(i) for i, name in enumerate(weights)}, Drawn(tuple(weights.values()), runtime))
+    return Mixture(
+        {name: Counting(i) for i, name in enumerate(weights)}, Drawn(tuple(weights.values()), runtime)
+    )
 
 
 def drawn(source: Mixture, rows: int, position: Position | None = None) -> list[tuple[int, int]]:

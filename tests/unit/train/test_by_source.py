@@ -1,5 +1,4 @@
-"""Losses by source: sums of the right places, the same however the batch is cut; what is trained is the same."""
-
+"""Losses by source: sums over the right places, the same however the batch is cut."""
 
 import torch
 
