@@ -48,7 +48,7 @@ def fetched(
         )
     except errors.LocalEntryNotFoundError:
         raise PilgrimError(
-            f"{what} is not in the cache, and the hub can't be reached; go online once, or name your own files"
+            f"{what} is not in the cache, and the hub can't be reached; go online once, or name files here"
         ) from None
     except errors.GatedRepoError:
         raise PilgrimError(
