@@ -199,7 +199,7 @@ def _read(place: str, settings: DatasetSettings) -> Rows:
         if settings.hub and settings.revision:
             path = hub.fetched(settings.hub, settings.revision, file, place)
         else:
-            path = find(file)
+            path = find(file, place)
         yield from rows_of(path, file, settings)
 
 
@@ -207,7 +207,7 @@ def _made(settings: DatasetSettings) -> Iterator[list[dict[str, Any]]]:
     seed = settings.seed or 0
     if settings.kind == "identity":
         return identity(settings.name, settings.maker, settings.about, settings.limit, seed)
-    assert settings.limit is not None
+    assert settings.limit is not None  # of spelling: `contradiction` sees to it
     return spelling(words_of(settings.files or (WORDS,)), settings.limit, seed)
 
 

@@ -60,11 +60,11 @@ class Text:
     source: str
 
 
-def find(name: str) -> Path:
-    """The path of a file named in a recipe. Raises DataError if it does not exist."""
+def find(name: str, place: str = "[data]") -> Path:
+    """The path of a file named in a recipe's table `place`. Raises DataError if it does not exist."""
     path = ASSETS / name.removeprefix("assets:") if name.startswith("assets:") else Path(name).expanduser()
     if not path.is_file():
-        raise DataError(f"[data] names {name}, but there is no file {path}; mend the path, or make the file")
+        raise DataError(f"{place} names {name}, but there is no file {path}; mend the path, or make the file")
     return path
 
 

@@ -270,6 +270,8 @@ def _data_files(recipe: Recipe) -> dict[str, Path]:
     names += data.conversations if "chat_train" in sets else ()
     names += data.conversations_val if recipe.chats else ()
     used = {*sets, *(name.removeprefix(NAMED) for name in names if name.startswith(NAMED))}
-    of_datasets = (local_files(recipe.datasets[name]) for name in used & recipe.datasets.keys())
-    files = [name for name in names if not name.startswith(NAMED)]
-    return {name: find(name) for name in (*files, *(name for some in of_datasets for name in some))}
+    found = {name: find(name) for name in names if not name.startswith(NAMED)}
+    for name, settings in recipe.datasets.items():
+        if name in used:
+            found |= {file: find(file, f"datasets.{name}") for file in local_files(settings)}
+    return found

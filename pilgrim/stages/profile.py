@@ -116,8 +116,9 @@ def refuse_other_data(run: Path, recipe: Recipe) -> None:
     """Raises SettingsError if the run's token sets are not those of this recipe."""
     file = run / "recipe.toml"
     made_with = build(Recipe, load_toml(file), str(file))
-    for table in ("tokenizer", "data"):
-        if changes := differences(getattr(made_with, table), getattr(recipe, table)):
+    everything = differences(made_with, recipe)
+    for table in ("tokenizer", "data", "datasets"):
+        if changes := [line for line in everything if line.startswith(f"{table}.")]:
             raise SettingsError(
                 f"{file}: the run's token sets were made with another [{table}] ({'; '.join(changes)}); "
                 "give this profile another name with name=…"

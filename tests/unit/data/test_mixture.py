@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pilgrim.core.runtime import Runtime
-from pilgrim.data.loader import Batch, Position
-from pilgrim.data.mixture import BLOCK, Dealt, Drawn, Mixture, PartSettings, contradiction
+from pilgrim.data.loader import Batch, PackedRows, Position
+from pilgrim.data.mixture import BLOCK, Dealt, Drawn, Mixture, PartSettings, Tagged, contradiction
+from pilgrim.data.shards import Document, in_memory
 
 
 class Counting:
@@ -128,3 +129,16 @@ def test_tables_that_make_no_mixture(
     parts = {name: PartSettings(weight=weight, epochs=epochs) for name, (weight, epochs) in mixture.items()}
     assert (contradiction(parts, "m") or "").startswith(sentence)
     assert contradiction({"a": PartSettings(weight=1), "b": PartSettings(weight=2)}, "m") is None
+
+
+def test_rows_say_where_they_are_from() -> None:
+    runtime = Runtime(torch.device("cpu"), torch.float32, compile=False, seed=1)
+    documents = [Document([0, 5, 6], None, "me", 2)] * 3
+    packed = PackedRows(in_memory("three", documents, 300), 8, 0, runtime)
+    rows = list(islice(Tagged(packed, 4).rows(None), 4))
+    for (row, position), (plain, same_position) in zip(rows, packed.rows(None), strict=False):
+        assert position == same_position and torch.equal(row.inputs_bt, plain.inputs_bt)
+        assert row.extra["source"].tolist() == [[4 if d >= 0 else 0 for d in plain.documents_bt[0].tolist()]]
+        filled = plain.documents_bt >= 0
+        assert torch.equal(row.extra["epoch"], filled * float(position["epoch"]))
+    assert [position["epoch"] for _, position in rows] == [0, 0, 1, 1]
