@@ -10,7 +10,9 @@ from threading import Thread
 
 import pytest
 
+from pilgrim.core.config import build
 from pilgrim.core.errors import DataError, PilgrimError
+from pilgrim.data.datasets import DatasetSettings, texts
 from pilgrim.data.hub import fetched
 
 pytest.importorskip("huggingface_hub")
@@ -124,3 +126,17 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(PilgrimError, match=r"huggingface_hub is not installed; pip install 'pilgrim\[hub\]'"):
         fetch("tales.jsonl", cache=tmp_path)
+
+
+def test_a_data_set_reads_no_file_behind_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first file is in the hub's cache; the second would have to be fetched, and there is no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    kept = tmp_path / "datasets--us--tales" / "snapshots" / COMMIT / "a.jsonl"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(ROWS[: ROWS.index(b"\n") + 1] * 3)
+    tables = {"kind": "text", "hub": "us/tales", "revision": COMMIT, "files": ["a.jsonl", "b.jsonl"]}
+    first = build(DatasetSettings, {**tables, "limit": 3}, "x.toml")
+    assert [text.text for text in texts("tales", first)] == ["Once."] * 3
+    with pytest.raises(PilgrimError, match=r"datasets\.tales: b\.jsonl of us/tales at 740312ad is not in the c"):
+        list(texts("tales", build(DatasetSettings, tables, "x.toml")))
