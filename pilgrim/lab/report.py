@@ -22,6 +22,7 @@ from pilgrim.lab import report_accuracy as accuracy
 from pilgrim.lab import report_charts as charts
 from pilgrim.lab import report_core
 from pilgrim.lab import report_faults as faults
+from pilgrim.lab import report_mixture as mixture
 from pilgrim.lab import report_origin as origin
 from pilgrim.lab import report_sections as sections
 from pilgrim.lab.report_answers import chat_answers
@@ -54,7 +55,8 @@ def render(run_folder: Path) -> str:
     core = read_object(run_folder / "evaluate" / "core.json")
     payload = charts.payload(stages, notes)
     task_charts, drawn = accuracy.watched(stages, notes)
-    payload["charts"] += drawn
+    source_charts, more_drawn = mixture.by_source(stages, notes)
+    payload["charts"] += drawn + more_drawn
     values: dict[str, Any] = {
         "name": plain(run_folder.resolve().name),
         "when": moment(provenance.get("time")),
@@ -68,6 +70,8 @@ def render(run_folder: Path) -> str:
         "faults": faults.told(stages),
         "arrivals": sections.arrivals(stages),
         "task_charts": task_charts,
+        "source_charts": source_charts,
+        "read_of_each": mixture.read_of_each(stages),
         "payload": htmlsafe_json_dumps(payload, allow_nan=False, separators=(",", ":")),
         "reels": sections.reels(stages, questions, notes),
         "compression": sections.compression(mapping(result.get("bpb"))),

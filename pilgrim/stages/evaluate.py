@@ -41,11 +41,12 @@ def run(journey: Journey) -> dict[str, Any]:
         finished(journey, stage)
     val, losses = token_set(journey, "val"), compiled_token_losses(runtime)
     assert recipe.pretrain.rows is not None
-    micro_rows = MicroBatch(recipe.pretrain.micro_rows).rows(recipe.pretrain.rows, recipe.model.context)
     result: dict[str, Any] = {"bpb": {}}
     for stage in stages:
         model = load_model(journey.folder / stage, refuse_older(journey, stage)).to(runtime.device)
-        rows = one_pass(val, recipe.model.context, tokenizer.eot_id, micro_rows)
+        context = model.config.context  # midtraining may have made it longer
+        micro_rows = MicroBatch(recipe.pretrain.micro_rows).rows(recipe.pretrain.rows, context)
+        rows = one_pass(val, context, tokenizer.eot_id, micro_rows)
         each = ByDocument(val.documents)
         found = validate(model, rows, tokenizer.token_bytes(), losses, runtime, each)
         of_all = bits(each.nats_d.numpy(), each.bytes_d.numpy())

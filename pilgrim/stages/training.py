@@ -59,7 +59,8 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
     recipe, runtime, settings = journey.recipe, journey.runtime, plan.settings
     assert settings.rows is not None
     tokenizer, _ = run_tokenizer(journey)
-    model = Transformer(recipe.model.config(tokenizer.vocab_size))
+    network = recipe.model_of(plan.stage)
+    model = Transformer(network.config(tokenizer.vocab_size))
     if runtime.parallel != "fsdp":  # else only slices of it will go there
         model = model.to(runtime.device)
     model.recompute = recipe.runtime.checkpoint_activations
@@ -68,13 +69,13 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         train_in_fp8(model.model.layers)
 
     def packed(name: str) -> PackedRows:
-        return PackedRows(token_set(journey, name), recipe.model.context, tokenizer.eot_id, runtime)
+        return PackedRows(token_set(journey, name), network.context, tokenizer.eot_id, runtime)
 
     micro = MicroBatch(settings.micro_rows)
 
     def once(tokens: TokenSet) -> Iterator[Batch]:
         assert settings.rows is not None
-        context = recipe.model.context
+        context = network.context
         return one_pass(tokens, context, tokenizer.eot_id, micro.rows(settings.rows, context))
 
     folder, log = (

@@ -262,6 +262,15 @@ def test_losses_do_not_depend_on_how_many_train(runs: Path, name: str, stage: st
     ]
 
 
+def test_sources_are_told_as_by_one(runs: Path) -> None:
+    for one, three in zip(rows(runs / "one", "midtrain"), rows(runs / "three", "midtrain"), strict=True):
+        assert one["sources"].keys() == three["sources"].keys()
+        for name, of_one in one["sources"].items():
+            assert of_one["tokens"] == three["sources"][name]["tokens"]
+            assert of_one["epoch"] == pytest.approx(three["sources"][name]["epoch"])
+            assert of_one.get("loss") == pytest.approx(three["sources"][name].get("loss"), rel=TOLERANCE)
+
+
 @pytest.mark.parametrize("policy", ["skip", "roll_back"])
 def test_a_bad_step_is_dealt_with_alike(runs: Path, recipe: Path, policy: str) -> None:
     """Found by all at the same step, and skipped or gone back behind by all."""

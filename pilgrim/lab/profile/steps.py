@@ -60,6 +60,9 @@ class Work(Protocol):
     @property
     def all_rows(self) -> int: ...  # of a step
 
+    @property
+    def stage_steps(self) -> int: ...  # of the whole stage; 0: it has none
+
     def prepare(self) -> None: ...
 
     def step(self) -> Load: ...
@@ -98,6 +101,10 @@ class TrainingSteps:
     @property
     def all_rows(self) -> int:
         return self._processes.share(self._phase.rows)
+
+    @property
+    def stage_steps(self) -> int:
+        return self._loop.steps
 
     def prepare(self) -> None:
         """Fit the microbatch, and compile."""
@@ -149,6 +156,7 @@ class GenerationSteps:
         self._engine = _Annotated(model, runtime, rows=REPLIES, tokens_per_pass=REPLIES * long)
         self.model: nn.Module = self._engine.model
         self.rows = self.all_rows = self._engine.rows
+        self.stage_steps = 0
         self._runtime = runtime
         # Each begins elsewhere: the cache would hold what is alike only once.
         self._prompts = [(list(prompts[i % len(prompts)]) * 2 * long)[i : i + long] for i in range(REPLIES)]

@@ -229,6 +229,26 @@ def test_accuracy_over_training(run: Path) -> None:
     )
 
 
+def test_loss_by_source(run: Path) -> None:
+    assert "Loss by source" not in report(run).text
+    text = {"loss": 2.0, "tokens": 300, "share": 0.75, "epoch": 1.5}
+    rows: list[Row] = [
+        {"step": 1, "loss": 2.5, "sources": {"text": text, ATTACK: {"loss": 4.0, "tokens": 100, "epoch": 0}}},
+        {"step": 2, "loss": 2.0, "sources": {"text": {**text, "loss": 1.5, "epoch": 2.0}, "x": ATTACK}},
+    ]
+    write_rows(run / "sft" / "metrics.jsonl", rows)
+    page = report(run)
+    found = {chart["title"]: chart for chart in page.payload["charts"] if chart["id"].startswith("source")}
+    assert [(s["kind"], s["x"], s["y"]) for s in found["text"]["series"]] == [
+        ("raw", [1, 2], [2.0, 1.5]),
+        ("line", [1, 2], [2.0, 1.5]),
+    ]
+    assert "x" not in found and len(found) == 2
+    assert "Loss of text: sft from 2 to 1.5." in page.having("aria-label", "div")
+    cells = ["text", "600", "85.7%", "2.0"]
+    assert all(cell in page.text for cell in cells)
+
+
 def test_more_tasks_than_a_page_can_hold(run: Path) -> None:
     rows = [{"step": 4, "bpb": 1.5, "watch": {f"task_{n}": WATCHED for n in range(40)}}]
     write_rows(run / "sft" / "evals.jsonl", rows)
