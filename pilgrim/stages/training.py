@@ -19,6 +19,7 @@ from pilgrim.infer.load import load_model
 from pilgrim.model.attention_choice import Choice, activated, choose, trouble
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.count import parameters
+from pilgrim.model.lora import adapt
 from pilgrim.model.precision import train_in_fp8
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers
@@ -61,6 +62,8 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         model = model.to(runtime.device)
     model.recompute = recipe.runtime.checkpoint_activations
     begin(model)
+    if settings.lora:
+        adapt(model, settings.lora, runtime.generator(f"lora of {plan.stage}"))
     if runtime.fp8:
         train_in_fp8(model.model.layers)
 
@@ -100,7 +103,14 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
             return dict(measures)
         return measures | sources | watching.look(model, step)
 
-    optimizers = Optimizers(model, recipe.optim, runtime.dtype, runtime.compile, runtime.parallel)
+    optimizers = Optimizers(
+        model,
+        recipe.optim,
+        runtime.dtype,
+        runtime.compile,
+        runtime.parallel,
+        settings.lora and settings.lora.lr,
+    )
     return Parts(
         model,
         optimizers,

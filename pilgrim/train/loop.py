@@ -203,7 +203,6 @@ class Loop:
     def step(self, batch: Batch) -> None:
         """One update of the weights. Nobody waits for the device; an event is written if memory runs out."""
         parts, settings, state = self.parts, self.parts.settings, self.state
-        assert parts.optim.matrix_lr is not None
         phase = phase_at(self.phases, state.step)
         by_step = schedule.learning_rate(
             state.step,
@@ -230,7 +229,7 @@ class Loop:
         state.step += 1
         state.tokens += tokens
         self.window.tokens += tokens
-        measured = {"learning_rate": parts.optim.matrix_lr * multiplier, "tokens": state.tokens}
+        measured = {"learning_rate": parts.optimizers.peak_lr * multiplier, "tokens": state.tokens}
         self.window.rows.append(Row(state.step, state.position, measured, verdict))
 
     def _look(self) -> dict[str, float]:

@@ -87,7 +87,7 @@ class TrainingSteps:
         shares = ((batch.share(self._processes), position) for batch, position in made)
         self._batches = Prefetch(shares, parts.runtime.device)
         self._gradients: frozenset[int] = frozenset()
-        for optimizer in (parts.optimizers.muon, parts.optimizers.adamw):
+        for optimizer in parts.optimizers.all:
             optimizer.register_step_pre_hook(self._look_at_gradients)
 
     @property
