@@ -212,7 +212,7 @@ class Loop:
             settings.final_lr,
             settings.decay_shape,
         )
-        multiplier = settings.lr_scale * by_step * phase.lr
+        multiplier = settings.rate_scale * by_step * phase.lr
         momentum = schedule.momentum(
             state.step, parts.optim.momentum_start, parts.optim.momentum, parts.optim.momentum_warmup
         )

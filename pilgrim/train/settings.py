@@ -30,6 +30,11 @@ class TrainSettings(Settings):
         None, description="train small adapters instead of the weights (model/lora.py)"
     )
 
+    @property
+    def rate_scale(self) -> float:
+        """What peak rates are multiplied with. Adapters have a rate of their own, which is meant as it is."""
+        return 1.0 if self.lora else self.lr_scale
+
     def contradiction(self, stage: str) -> str | None:
         """What can't be true together, in one sentence that names the stage; None if nothing is wrong."""
         if self.grow and (what := self.grow.contradiction(f"{stage}.grow")):
