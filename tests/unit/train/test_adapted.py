@@ -21,6 +21,10 @@ MakeParts = Callable[..., Parts]
 NewModel = Callable[..., Transformer]
 
 
+class Unplugged(Exception):
+    """What ends a run in its middle."""
+
+
 @pytest.fixture
 def lora_parts(make_parts: MakeParts, new_model: NewModel) -> MakeParts:
     """lora_parts("a", lora=LORA, steps=20): what a stage with adapters begins with."""
@@ -71,7 +75,7 @@ def test_others_read_merged_weights(lora_parts: MakeParts, new_model: NewModel) 
 @pytest.mark.parametrize("stop", [4, 8])
 def test_it_goes_on_to_the_same_bits(lora_parts: MakeParts, stop: int) -> None:
     Loop(lora_parts("whole")).run()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Unplugged):
         Loop(lora_parts("resumed", evaluate=lambda measured: interrupted(measured, stop + 1))).run()
     whole, resumed = lora_parts("whole"), lora_parts("resumed")
     Loop(resumed).run()
@@ -85,7 +89,7 @@ def test_it_goes_on_to_the_same_bits(lora_parts: MakeParts, stop: int) -> None:
 def interrupted(measured: Callable[[int], dict[str, float]], at: int) -> Callable[[int], dict[str, float]]:
     def evaluate(step: int) -> dict[str, float]:
         if step >= at:
-            raise KeyboardInterrupt
+            raise Unplugged
         return measured(step)
 
     return evaluate
