@@ -5,9 +5,9 @@ Fine-tuning moves a matrix W by some ΔW. LoRA leaves W as it is, and lets ΔW b
     y = W x + (alpha / rank) · B A x        A: [rank, inputs]      B: [outputs, rank]
 
 The rank is small, so A and B have a few percent of W's numbers. What is saved is memory: no gradient and no
-optimizer state for W, and a third of the work of its matrix products, those that would make W's gradient. What
-is lost is freedom, as ΔW has no more than `rank` directions. That is plenty to learn a tone or a format, and
-too little to learn a language.
+optimizer state for W, and a third of the work of its matrix products, those that would make W's gradient.
+What is lost is freedom, as ΔW has no more than `rank` directions. That is plenty to learn a tone or a format,
+and little to learn a language. It also forgets less of what it knew (Biderman et al. 2024, arXiv 2405.09673).
 
 B begins at zero, so that the first step begins with the very network that there was. A begins at random, or
 else neither would ever get a gradient. Dividing by the rank makes a learning rate that fits one rank fit
@@ -98,3 +98,8 @@ def merged(layer: Linear) -> Tensor:
 def adapters(model: nn.Module) -> dict[str, Tensor]:
     """The adapters' matrices by name; none where nothing is adapted."""
     return {name: p.detach() for name, p in model.named_parameters() if MARK in name}
+
+
+def numbers(model: nn.Module) -> int:
+    """How many numbers the adapters have."""
+    return sum(p.numel() for name, p in model.named_parameters() if MARK in name)

@@ -5,8 +5,8 @@ a microbatch, the recent course by which steps are judged, the best so far, and 
 what grows over a run, are functions of the step, and random numbers have names (core/runtime.py), so there is
 nothing else to save.
 
-Of an adapted network (model/lora.py) "model" has the merged weights, which is what everybody else wants, and a
-file "adapter" has the adapters. What they were merged into is not saved again: the stage began with it, and
+Of an adapted network (model/lora.py) "model" has the merged weights, which is what everybody else wants, and
+a file "adapter" has the adapters. What they were merged into is not saved again: the stage began with it, and
 does so again when it is resumed.
 """
 
