@@ -113,7 +113,7 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         runtime.dtype,
         runtime.compile,
         runtime.parallel,
-        settings.lora and settings.lora.lr,
+        settings.lora.lr if settings.lora else None,
     )
     return Parts(
         model,

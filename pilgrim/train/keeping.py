@@ -107,7 +107,8 @@ def load_adapters(model: Transformer, found: Checkpoint) -> None:
 
     Raises ChangedRecipe if they are of another rank or place, or belong to other weights.
     """
-    own, stored = adapters(model), found.tensors.get("adapter", {})
+    own = adapters(model)
+    stored: Mapping[str, Tensor] = found.tensors.get("adapter", {})
     if _shapes(stored) != _shapes(own):
         raise ChangedRecipe(
             f"{found.folder}: it was trained {_lora_in_words(stored)}, and the recipe now says "
