@@ -101,7 +101,9 @@ def metrics(folder: Path) -> bytes:
 
 def test_adapters_of_another_recipe_are_refused(lora_parts: MakeParts, make_parts: MakeParts) -> None:
     Loop(lora_parts("a")).run()
-    with pytest.raises(ChangedRecipe, match="with LoRA of rank 4 in 7 matrices, and the recipe now says with"):
+    with pytest.raises(
+        ChangedRecipe, match="with LoRA of rank 4 in 7 matrices, and the recipe now says with"
+    ):
         Loop(lora_parts("a", lora=LORA.model_copy(update={"rank": 2}))).run()
     with pytest.raises(ChangedRecipe, match="the recipe now says without LoRA"):
         Loop(make_parts("a")).run()
