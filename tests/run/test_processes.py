@@ -52,7 +52,8 @@ SETTINGS = [
     "midtrain.checkpoint_every=50",
     "sft.steps=50",
     "sft.eval_every=50",
-    "sft.checkpoint_every=50",
+    "sft.checkpoint_every=20",
+    "sft.lora.rank=4",  # the other stages train all weights
     "eval.sample_tokens=3",
     'eval.watch=["lambada_openai"]',
     "eval.watch_items=5",
@@ -105,7 +106,9 @@ def start(
 def of_two(processes: Processes, recipe: Path, runs: Path) -> None:
     walk(recipe, runs, "zero", "runtime.parallel=zero", until="sft")
     walk(recipe, runs, "ddp", "runtime.parallel=ddp")
-    walk(recipe, runs, "fsdp", "runtime.parallel=fsdp")
+    walk(recipe, runs, "fsdp", "runtime.parallel=fsdp", until="sft")
+    processes.by_first(lambda: forget_the_end(runs / "fsdp", runs / "fsdp-sft-again", "sft"))
+    walk(recipe, runs, "fsdp-sft-again", "runtime.parallel=fsdp", until="sft")
     for parallel in ("zero", "fsdp"):
         short = f"runtime.parallel={parallel}", "runtime.dtype=bf16", "pretrain.steps=8"
         walk(recipe, runs, f"{parallel}-bf16", *short)
@@ -141,13 +144,13 @@ def again(processes: Processes, recipe: Path, runs: Path, name: str, *settings: 
     walk(recipe, runs, f"{name}-again", *settings)
 
 
-def forget_the_end(run: Path, copy: Path) -> None:
-    """A copy of a run whose pretraining was stopped in the middle."""
+def forget_the_end(run: Path, copy: Path, stage: str = "pretrain") -> None:
+    """A copy of a run of which a stage was stopped in the middle."""
     shutil.copytree(run, copy)
-    for stage in STAGES[1:]:
-        shutil.rmtree(copy / stage, ignore_errors=True)
-    (copy / "pretrain" / "DONE.json").unlink()
-    store = CheckpointStore(copy / "pretrain" / "checkpoints")
+    for later in STAGES[STAGES.index(stage) + 1 :]:
+        shutil.rmtree(copy / later, ignore_errors=True)
+    (copy / stage / "DONE.json").unlink()
+    store = CheckpointStore(copy / stage / "checkpoints")
     shutil.rmtree(store.folder / f"step_{store.steps()[-1]:06d}")
     recipe = copy / "recipe.toml"
     recipe.write_text(recipe.read_text().replace(f'name = "{run.name}"', f'name = "{copy.name}"'))
@@ -282,6 +285,16 @@ def test_slices_train_as_wholes_do(runs: Path) -> None:
     assert len(losses) == 8 and losses[0] == pytest.approx(
         rows(runs / "one", "pretrain")[0]["loss"], rel=1e-6
     )
+
+
+def test_adapters_are_sliced_too(runs: Path) -> None:
+    """And what a checkpoint of theirs holds for others is merged, whole, and where it goes on from."""
+    assert drift(runs / "one", runs / "fsdp", "sft") < TOLERANCE
+    alone, sliced = weights(runs / "one", "sft"), weights(runs / "fsdp", "sft")
+    assert alone.keys() == sliced.keys()
+    assert sum(name.startswith("adapter/") for name in alone) == 2 * 7 * 2
+    assert all(alone[name].shape == sliced[name].shape for name in alone)
+    assert same(runs / "fsdp", runs / "fsdp-sft-again", "sft")
 
 
 def test_slices_round_as_wholes_do(runs: Path) -> None:
