@@ -74,7 +74,8 @@ def flops_needed(config: ModelConfig, document: int, adapters: int = 0) -> Flops
     """Operations per token that training on documents of `document` tokens can't do without.
 
     `adapters`: how many numbers the adapters have, if only they are trained (lora.py). Then no other matrix
-    needs the product that makes its gradient.
+    needs the product that makes its gradient. (Nor does the first layer need that of its input. It is not
+    taken off: one would have to look which matrices are adapted.)
     """
     pairs = sum(_pairs(document, window) for window in config.windows)
     scores = _scores_flops(config, pairs) // document
