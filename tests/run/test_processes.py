@@ -26,6 +26,7 @@ from pilgrim.core.files import read_json
 from pilgrim.core.processes import Processes, joined
 from pilgrim.core.runlog import read_rows
 from pilgrim.core.runtime import Runtime
+from pilgrim.stages.by_stage import evaluate_stages
 from pilgrim.stages.chat import evaluate_chat
 from pilgrim.stages.core import evaluate_core
 from pilgrim.stages.journey import run_journey
@@ -136,6 +137,7 @@ def questions(run: Path) -> None:
     """Some of CORE's tasks and of the chat suite's, with answers that are scored, written, and run."""
     evaluate_core(run, limit=3, console=Console(quiet=True))
     evaluate_chat(run, limit=3, console=Console(quiet=True))
+    evaluate_stages(run, ["behaviour", "core"], limit=1, console=Console(quiet=True))
 
 
 def again(processes: Processes, recipe: Path, runs: Path, name: str, *settings: str) -> None:
@@ -347,6 +349,12 @@ def test_questions_are_answered_alike(runs: Path, tmp_path: Path) -> None:
             assert two["tasks"][name] == task
             for mine, theirs in zip(scores, scores_of_two, strict=True):
                 assert mine == pytest.approx(theirs, abs=2e-5)  # they are rounded to six places
+    two, one = (read_json(run / "evaluate" / "stages.json")["measures"] for run in (runs / "zero", alone))
+    assert [m["name"] for m in two] == [m["name"] for m in one]
+    for mine, theirs in zip(one, two, strict=True):
+        assert mine["values"].keys() == theirs["values"].keys()
+        for stage, value in mine["values"].items():
+            assert value == pytest.approx(theirs["values"][stage], rel=1e-5)
     for stage in STAGES:
         watched = [
             [row["watch"] for row in rows(runs / run, stage, "evals")] for run in ("one", "zero", "three")
