@@ -49,7 +49,7 @@ class LoraSettings(Settings):
         "all", description="which of the blocks' matrices are adapted"
     )
     lr: float = Field(
-        0.002, gt=0, description="peak learning rate of the adapters, in place of [optim]'s and lr_scale"
+        0.003, gt=0, description="peak learning rate of the adapters, in place of [optim]'s and lr_scale"
     )
 
 

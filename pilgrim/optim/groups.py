@@ -2,8 +2,9 @@
 
 Matrices inside the blocks map one space to another: Muon. The embedding is a table of rows of which a
 batch touches few, the head is as wide as the vocabulary, norms are vectors: AdamW, each with a rate of
-its own. Where a network is adapted (model/lora.py), nothing but its adapters moves, by AdamW: they are thin
-factors of an update, not maps, and making the update even is not what each of them should do by itself.
+its own. Where a network is adapted (model/lora.py), nothing but adapters moves, by AdamW: they are factors
+of an update and no maps by themselves, published rates are for it, and Muon did no better with the pocket
+model (0.874 bits per byte of conversations with either, one seed).
 `Optimizers` holds both, applies the schedule, and saves its state under the parameters' names.
 """
 
