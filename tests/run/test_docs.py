@@ -31,6 +31,7 @@ from pilgrim.cli import app
 from pilgrim.core.console import Console
 from pilgrim.evals.tasks.own import read_questions
 from pilgrim.infer.sandbox import refusal
+from pilgrim.stages.by_stage import evaluate_stages
 from pilgrim.stages.chat import evaluate_chat
 from pilgrim.stages.core import evaluate_core
 from pilgrim.stages.journey import chosen, run_journey
@@ -230,6 +231,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     evaluate_core(run, limit=1, console=Console(quiet=True))
     evaluate_chat(run, limit=1, console=Console(quiet=True))
+    evaluate_stages(run, ["behaviour"], console=Console(quiet=True))
     return run
 
 

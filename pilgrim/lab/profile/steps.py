@@ -25,6 +25,7 @@ from pilgrim.infer.sampling import Sampling
 from pilgrim.infer.scheduler import Request
 from pilgrim.infer.scheduler import Work as Reading
 from pilgrim.model.count import flops_needed
+from pilgrim.model.lora import numbers
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.grow import phase_at
 from pilgrim.train.keeping import State
@@ -91,7 +92,7 @@ class TrainingSteps:
         shares = ((batch.share(self._processes), position) for batch, position in made)
         self._batches = Prefetch(shares, parts.runtime.device)
         self._gradients: frozenset[int] = frozenset()
-        for optimizer in (parts.optimizers.muon, parts.optimizers.adamw):
+        for optimizer in parts.optimizers.all:
             optimizer.register_step_pre_hook(self._look_at_gradients)
 
     @property
@@ -116,7 +117,8 @@ class TrainingSteps:
             batch, self._loop.state.position = next(self._batches)
         self._loop.step(batch)
         # As for the MFU that training shows: each row is taken for one document (stages/speed.py).
-        per_token = flops_needed(self._parts.model.config, self._phase.context).training
+        model = self._parts.model
+        per_token = flops_needed(model.config, self._phase.context, numbers(model)).training
         tokens = batch.tokens // self._processes.count  # this process's, on average
         return Load(tokens, float(tokens * per_token), self._gradients)
 
