@@ -6,7 +6,10 @@ from pydantic import Field
 
 from pilgrim.core.config import Settings
 from pilgrim.optim import schedule
+from pilgrim.train.distillation import TeacherSettings
 from pilgrim.train.grow import GrowSettings
+
+TAUGHT = ("pretrain", "midtrain", "sft")  # stages that learn the next token, so that a teacher can help
 
 
 class TrainSettings(Settings):
@@ -25,11 +28,16 @@ class TrainSettings(Settings):
     final_lr: float = Field(0.05, ge=0, le=1, description="what they fall to, as a share of the peak")
     decay_shape: schedule.Shape = Field("linear", description="how they fall")
     grow: GrowSettings | None = Field(None, description="shorter rows and smaller batches in the beginning")
+    teacher: TeacherSettings | None = Field(
+        None, description="learn from what another model foresees, too (train/distillation.py)"
+    )
 
     def contradiction(self, stage: str) -> str | None:
         """What can't be true together, in one sentence that names the stage; None if nothing is wrong."""
         if self.grow and (what := self.grow.contradiction(f"{stage}.grow")):
             return what
+        if self.teacher and stage not in TAUGHT:
+            return f"{stage}.teacher: a teacher foresees tokens, and {stage} is about replies; leave it out"
         grown = [rows for _, rows in (self.grow and self.grow.rows) or ()]
         if self.rows and grown and grown[-1] != self.rows:
             return (
