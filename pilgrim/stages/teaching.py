@@ -42,7 +42,7 @@ def teacher_of(
     if settings is None:
         return None
     place, folder = f"{stage}.teacher.run = {settings.run}", Path(settings.run).expanduser()
-    model, tokenizer = load_teacher(folder, journey.runtime.dtype, place)
+    model, tokenizer = load_teacher(folder, settings.stage, journey.runtime.dtype, place)
     own = journey.folder / "tokenizer" / "tokenizer.json"
     if vocabulary_hash(tokenizer) != vocabulary_hash(own):
         raise DataError(
@@ -66,10 +66,10 @@ def teacher_of(
     return Teacher(model, settings, journey.runtime, student.vocab_size, backend)
 
 
-def load_teacher(folder: Path, dtype: torch.dtype, place: str) -> tuple[Transformer, Path]:
+def load_teacher(folder: Path, stage: str | None, dtype: torch.dtype, place: str) -> tuple[Transformer, Path]:
     """The model in a run or a Hugging Face folder, and its tokenizer's file. Raises PilgrimError."""
     if (folder / "recipe.toml").exists():
-        return load_model(folder / newest_stage(folder)), folder / "tokenizer" / "tokenizer.json"
+        return load_model(folder / (stage or newest_stage(folder))), folder / "tokenizer" / "tokenizer.json"
     if (folder / "config.json").exists():
         config = read_config(read_json(folder / "config.json"), str(folder / "config.json"))
         return load_transformer(folder, config, dtype), folder / "tokenizer.json"

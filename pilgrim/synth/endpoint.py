@@ -53,6 +53,7 @@ class Endpoint:
             limits=httpx2.Limits(max_connections=settings.concurrency),
             # A proxy of the environment would carry what is meant for this machine away from it.
             trust_env=not settings.loopback,
+            verify=settings.url.startswith("https:"),  # certificates take a while to load; http has none
         )
 
     def most(self, messages: list[Wire]) -> Tokens:
@@ -106,8 +107,8 @@ class Endpoint:
             )
         if status == 404:
             raise PilgrimError(
-                f"{where} knows neither /chat/completions nor the model {self.name}, or one of them not "
-                f"({_said(response)}); mend url or model, and start again"
+                f"{where} has no /chat/completions, or no model {self.name} ({_said(response)}); mend url or "
+                "model, and start again"
             )
         raise PilgrimError(f"{where} answers in a way that asking again can't mend: {_said(response)}")
 

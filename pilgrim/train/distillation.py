@@ -54,6 +54,7 @@ class TeacherSettings(Settings):
     """`[pretrain.teacher]`, `[midtrain.teacher]`, `[sft.teacher]`: learn from what another model foresees."""
 
     run: str = Field(description="a run's folder, or a Hugging Face folder, with the same tokenizer")
+    stage: str | None = Field(None, description="of that run, whose weights teach; left out: the last")
     top_k: int = Field(32, ge=1, le=4096, description="tokens of each place that are told apart")
     weight: float = Field(0.5, gt=0, le=1, description="of the teacher; the rest is the text's own token")
     temperature: float = Field(1.0, gt=0, le=20, description="above 1: the unlikely counts for more")

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -37,6 +38,16 @@ class OddEndpoint:
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     answered: int = 0  # proper completions that were sent
+
+
+def words(request: dict[str, Any], count: int = 12) -> str:
+    """A sentence that depends on the request, and on nothing else."""
+    digest = sha256(repr((request["messages"], request.get("seed"))).encode()).hexdigest()
+    return " ".join(digest[i : i + 3] for i in range(0, 3 * count, 3)) + "."
+
+
+def good(request: dict[str, Any], number: int) -> str:
+    return words(request)
 
 
 def completion(request: dict[str, Any], reply: Reply) -> bytes:
