@@ -9,10 +9,10 @@ import unicodedata
 from collections.abc import Sequence
 
 from pilgrim.core.errors import DataError
+from pilgrim.data.conversations import conversation_of
 from pilgrim.evals.tasks.own import searched
 from pilgrim.synth.answers import Wire
 from pilgrim.synth.settings import FilterSettings
-from pilgrim.text.chat import messages_from_row
 from pilgrim.text.tokenizer import SPECIAL_TOKENS
 
 ENDINGS = frozenset(".!?…。！？؟।;:)]}»”’\"'`*>~")
@@ -20,22 +20,33 @@ ENDINGS = frozenset(".!?…。！？؟।;:)]}»”’\"'`*>~")
 
 def reason_against(messages: Sequence[Wire], cut: bool, filters: FilterSettings) -> str | None:
     """Why the conversation can't be kept, in a few words; None if it can."""
+    said = spoken_turns(messages)
+    if not said or not all(said):
+        return "empty: the assistant says nothing"
     try:
-        messages_from_row({"messages": list(messages)}, "it")
+        conversation_of({"messages": list(messages)}, "it", "synth")
     except DataError as error:
         return f"no conversation: {error}"
-    said = [str(m.get("content") or "").strip() for m in messages if m["role"] == "assistant"]
-    spoken = [text for text in said if text]
-    if not spoken or messages[-1]["role"] != "assistant" or not said[-1]:
-        return "empty: the assistant says nothing"
     if cut and filters.ends:
         return "cut off: it was longer than max_tokens"
     users = sum(message["role"] == "user" for message in messages)
     if users < filters.least_turns:
         return f"few turns: {users}, less than {filters.least_turns}"
-    return (
-        _marks(spoken) or _lengths(spoken, filters) or _script(spoken, filters) or _patterns(spoken, filters)
-    )
+    return _marks(said) or _lengths(said, filters) or _script(said, filters) or _patterns(said, filters)
+
+
+def spoken_turns(messages: Sequence[Wire]) -> list[str]:
+    """The assistant's words of each turn; those before and after a call of a tool are one turn."""
+    turns: list[str] = []
+    for place, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        words = str(message.get("content") or "")
+        if turns and messages[place - 1]["role"] in ("assistant", "tool"):
+            turns[-1] += words
+        else:
+            turns.append(words)
+    return [turn.strip() for turn in turns]
 
 
 def _marks(said: Sequence[str]) -> str | None:

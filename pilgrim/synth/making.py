@@ -18,6 +18,7 @@ from pilgrim.synth.near import Kept
 from pilgrim.synth.prompts import Prompt, filled, named_seed, transcript
 from pilgrim.synth.reading import conversation_in, score_in
 from pilgrim.synth.settings import SynthRecipe
+from pilgrim.text.chat import messages_from_row, row_of
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class Maker:
             messages, cut = whole, False
         # In threads, as a regular expression or a program may take its time, and others wait for replies.
         against = await asyncio.to_thread(reason_against, messages, cut, self._recipe.filters)
+        if against is None:  # calls of tools are numbered through
+            messages = row_of(messages_from_row({"messages": messages}, "it"))["messages"]
         return messages, against or await self._graded(prompt, answer)
 
     async def _graded(self, prompt: Prompt, answer: Answer) -> str | None:
@@ -119,7 +122,7 @@ class Maker:
         """The judge's; asked again with another seed if its answer holds none."""
         judge = self._recipe.judge
         assert judge is not None
-        question = filled(judge.prompt, {"conversation": transcript([*messages])})
+        question = filled(judge.prompt, {"conversation": transcript(messages)})
         for number in range(judge.tries):
             try:
                 answer = await self._asking(

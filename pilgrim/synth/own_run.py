@@ -16,7 +16,7 @@ from pilgrim.infer.sampling import Sampling
 from pilgrim.infer.tools import ToolUse
 from pilgrim.synth.answers import Answer, Tokens, Unanswerable, Wire
 from pilgrim.synth.settings import RunSettings
-from pilgrim.text.chat import messages_from_row, render_prompt
+from pilgrim.text.chat import messages_from_row, messages_of_reply, render_prompt, row_of
 from pilgrim.text.tokenizer import Tokenizer
 
 
@@ -62,9 +62,13 @@ class OwnRun:
                     self._engine.step()
         finally:
             self._engine.cancel(request)
-        text = tokenizer.decode(request.ids)
-        tokens = Tokens(len(prompt), len(request.ids))
-        return Answer(text, [{"role": "assistant", "content": text}], not request.ended, tokens)
+        return answer_of(request.ids, request.ended, len(prompt), tokenizer)
 
     async def close(self) -> None:
         """There is nothing to close."""
+
+
+def answer_of(ids: list[int], ended: bool, read: int, tokenizer: Tokenizer) -> Answer:
+    """What the engine wrote behind a prompt of `read` tokens; calls of tools become messages of their own."""
+    messages: list[Wire] = row_of(messages_of_reply(ids, tokenizer))["messages"]
+    return Answer(tokenizer.decode(ids), messages, not ended, Tokens(read, len(ids)))

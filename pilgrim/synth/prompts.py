@@ -11,7 +11,7 @@ the order of their files, each once.
 
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -138,7 +138,7 @@ def _text_of(row: Mapping[str, Any], place: str) -> str:
     raise DataError(f'{place}: has neither "text" nor "messages"; give it one, or drop the row')
 
 
-def transcript(messages: list[Mapping[str, Any]]) -> str:
+def transcript(messages: Sequence[Mapping[str, Any]]) -> str:
     """ "user: Hello!" and so on, with an empty line between."""
     return "\n\n".join(
         f"{message.get('role')}: {message.get('content') or ''}".strip() for message in messages

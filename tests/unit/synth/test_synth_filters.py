@@ -7,7 +7,7 @@ import pytest
 
 from pilgrim.core.config import build
 from pilgrim.synth.filters import reason_against
-from pilgrim.synth.near import Kept, jaccard, triples_of
+from pilgrim.synth.near import Hashes, Kept, jaccard, triples_of
 from pilgrim.synth.reading import conversation_in, score_in
 from pilgrim.synth.settings import FilterSettings
 
@@ -96,7 +96,8 @@ def test_copies_are_found_as_if_each_was_compared_with_each() -> None:
             texts.append(" ".join(changed))
         else:
             texts.append(" ".join(dice.choices(vocabulary, k=60)))
-    kept, plain, copies = Kept(0.7), [], 0
+    plain: list[Hashes] = []
+    kept, copies = Kept(0.7), 0
     for number, text in enumerate(texts):
         triples = triples_of(text)
         expected = max((jaccard(triples, other) for other in plain), default=0.0)

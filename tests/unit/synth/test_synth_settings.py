@@ -150,5 +150,5 @@ def test_only_names_of_slots_are_replaced() -> None:
 
 
 def test_a_conversation_reads_like_one() -> None:
-    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}]
+    talk: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}]
     assert transcript(talk) == "user: Hi\n\nassistant:"
