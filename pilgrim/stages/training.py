@@ -26,13 +26,16 @@ from pilgrim.optim.groups import Optimizers
 from pilgrim.stages.journey import Journey, finished, refuse_older
 from pilgrim.stages.shards import bits_by_source, run_tokenizer, token_set
 from pilgrim.stages.speed import shares_of_peak
+from pilgrim.stages.teaching import teacher_of
 from pilgrim.stages.watching import Watching
+from pilgrim.train.distillation import distilled
 from pilgrim.train.fit import MicroBatch
 from pilgrim.train.keeping import State, load_weights
 from pilgrim.train.loop import Loop, Parts
 from pilgrim.train.objective import NEXT_TOKEN, Objective, with_sums
 from pilgrim.train.parallel import in_parallel, losses_of
 from pilgrim.train.settings import TrainSettings
+from pilgrim.train.teacher import taught
 from pilgrim.train.validation import ByDocument, validate
 
 ATTENTION = "attention.json"  # which backend was the fastest
@@ -87,7 +90,11 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
     )
     rows = micro.rows(runtime.processes.share(settings.rows), model.config.context)
     attention = chosen_attention(journey, model.config, rows, log, notes)
-    losses, measured = losses_of(model, runtime, attention.backend, plan.objective.head_loss)
+    teacher = teacher_of(
+        journey, plan.stage, settings.teacher, model.config, attention.backend, notes / plan.stage
+    )
+    objective = plan.objective if settings.teacher is None else distilled(plan.objective, settings.teacher)
+    losses, measured = losses_of(model, runtime, attention.backend, objective.head_loss)
     parallel = in_parallel(model, losses, runtime, measured)
     held_out = {"": token_set(journey, "val")}
     if plan.chat:
@@ -121,7 +128,7 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         optimizers,
         recipe.optim,
         plan.rows(packed),
-        with_sums(parallel.losses, plan.objective),
+        taught(with_sums(parallel.losses, objective), teacher),
         micro,
         evaluate,
         runtime,
@@ -131,7 +138,7 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         journey.console,
         quietly=parallel.quietly,
         health=recipe.health,
-        objective=plan.objective,
+        objective=objective,
         ahead=plan.ahead,
     )
 

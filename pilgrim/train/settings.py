@@ -7,7 +7,10 @@ from pydantic import Field
 from pilgrim.core.config import Settings
 from pilgrim.model.lora import LoraSettings
 from pilgrim.optim import schedule
+from pilgrim.train.distillation import TeacherSettings
 from pilgrim.train.grow import GrowSettings
+
+TAUGHT = ("pretrain", "midtrain", "sft")  # stages that learn the next token, so that a teacher can help
 
 
 class TrainSettings(Settings):
@@ -29,6 +32,9 @@ class TrainSettings(Settings):
     lora: LoraSettings | None = Field(
         None, description="train small adapters instead of the weights (model/lora.py)"
     )
+    teacher: TeacherSettings | None = Field(
+        None, description="learn from what another model foresees, too (train/distillation.py)"
+    )
 
     @property
     def rate_scale(self) -> float:
@@ -44,6 +50,8 @@ class TrainSettings(Settings):
                 "pretrain.lora adapts a trained network, and pretraining begins with none; "
                 "write it in a later stage, as [sft.lora]"
             )
+        if self.teacher and stage not in TAUGHT:
+            return f"{stage}.teacher: a teacher foresees tokens, and {stage} is about replies; leave it out"
         grown = [rows for _, rows in (self.grow and self.grow.rows) or ()]
         if self.rows and grown and grown[-1] != self.rows:
             return (
