@@ -57,7 +57,7 @@ def conversation_of(row: dict[str, Any], place: str, source: str) -> Conversatio
 
 
 def _check_can_be_learned(messages: Sequence[Message], place: str) -> None:
-    """Raises DataError for what is in order (text/messages.py), and still can't be what somebody wants taught."""
+    """Raises DataError for what is in order (text/messages.py), and still can't be meant to be taught."""
     if not any(message.role == "assistant" for message in messages):
         raise DataError(
             f"{place}: no message of the assistant, so nothing to learn; add one, or drop the row"
