@@ -15,6 +15,7 @@ from pilgrim.core.errors import CheckpointError, DataError
 from pilgrim.core.files import read_json, sha256_file
 from pilgrim.core.runtime import Runtime
 from pilgrim.infer.engine import Engine
+from pilgrim.infer.quantized import Weights
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.transformer import Transformer
 from pilgrim.text.tokenizer import Tokenizer
@@ -82,8 +83,9 @@ def load_engine(
     on_damage: Callable[[str], None] = tell,
     *,
     lookup: bool = False,
+    weights: Weights = "full",
 ) -> Engine:
-    """An engine for a stage's newest model; `rows` and `lookup` as for `Engine`.
+    """An engine for a stage's newest model; `rows`, `lookup` and `weights` as for `Engine`.
 
     Raises DataError if the model was trained with another tokenizer, else as `load_model`.
     """
@@ -93,4 +95,4 @@ def load_engine(
             f"{stage_folder}: the model has {model.config.vocab_size} tokens, but the tokenizer "
             f"{tokenizer.vocab_size}; use the tokenizer of the same run"
         )
-    return Engine(model, runtime, rows, lookup=lookup)
+    return Engine(model, runtime, rows, lookup=lookup, weights=weights)
