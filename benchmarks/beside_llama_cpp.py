@@ -111,7 +111,9 @@ def in_a_process(about: dict[str, Any]) -> tuple[float, float] | str:
     return read_s, step_s
 
 
-def turn(side: str, file: str, form: str, texts: int, seed: int, threads: int, prompt: int, tokens: int) -> None:
+def turn(
+    side: str, file: str, form: str, texts: int, seed: int, threads: int, prompt: int, tokens: int
+) -> None:
     """One side's measurement, warmed up by a shorter one; printed as JSON."""
     torch.set_num_threads(threads)
     work = Ours(file, form, texts) if side == "ours" else Theirs(file, texts, threads, prompt + tokens + 2)
@@ -184,7 +186,9 @@ class Theirs:
             for begin in range(0, len(prompt), 512):
                 part = prompt[begin : begin + 512]
                 wanted = begin + len(part) == len(prompt)
-                entries = [(token, begin + i, text, wanted and i == len(part) - 1) for i, token in enumerate(part)]
+                entries = [
+                    (token, begin + i, text, wanted and i == len(part) - 1) for i, token in enumerate(part)
+                ]
                 self._decode(entries)
             self._last.append(self._likeliest(len(part) - 1))
         self._position = len(prompts[0])

@@ -43,7 +43,10 @@ class Network:
         cos_n1d, sin_n1d = self._cos_td[positions_n][:, None], self._sin_td[positions_n][:, None]
         for layer, block in enumerate(self._blocks):
             q, k, v = self._heads(block, block.attention_norm(x_nw))
-            mixed = attend(layer, *(_first(part) for part in (_turned(q, cos_n1d, sin_n1d), _turned(k, cos_n1d, sin_n1d), v)))
+            mixed = attend(
+                layer,
+                *(_first(part) for part in (_turned(q, cos_n1d, sin_n1d), _turned(k, cos_n1d, sin_n1d), v)),
+            )
             x_nw = x_nw + block.out(mixed[0].transpose(0, 1).flatten(1))
             gate, up = block.gate_up(block.mlp_norm(x_nw)).chunk(2, -1)
             x_nw = x_nw + block.down(F.silu(gate) * up)

@@ -71,7 +71,9 @@ class Int4Linear(nn.Module):
         else:
             packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1)
         self.register_buffer("packed", packed)
-        self.register_buffer("steps", torch.stack([steps, middles], -1).transpose(0, 1).bfloat16().contiguous())
+        self.register_buffer(
+            "steps", torch.stack([steps, middles], -1).transpose(0, 1).bfloat16().contiguous()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x_ni = x.flatten(0, -2).bfloat16().contiguous()
