@@ -1,7 +1,7 @@
 """`pilgrim eval`: measure a trained model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ from pilgrim.core.errors import PilgrimError
         ("pilgrim eval pocket --suite core --items 32", "a quick look at CORE's tasks"),
         ("pilgrim eval pocket --suite chat", "what does the chatbot know, compute, obey?"),
         ("pilgrim eval pocket --suite evals/mine.toml", "questions of your own"),
+        ("pilgrim eval pocket --stages --items 32", "what did each stage change?"),
         ("pilgrim eval try2 --suite core --compare pocket", "is it better than pocket, item by item?"),
         ("pilgrim eval --hf Qwen3-0.6B-Base --context 2048", "CORE's tasks with a public model"),
         ("pilgrim eval pocket --harness arc_easy,piqa", "tasks of EleutherAI's harness"),
@@ -56,6 +57,13 @@ def eval_command(
             "--fetch", help="Take all of CORE's tasks, and fetch them first if they are not here yet."
         ),
     ] = False,
+    stages: Annotated[
+        bool,
+        typer.Option(
+            "--stages",
+            help="Ask the last model of every trained stage, and say what each stage changed.",
+        ),
+    ] = False,
     compare: Annotated[
         str | None,
         typer.Option(metavar="OTHER", help="A run that was evaluated before: how do the two differ?"),
@@ -91,6 +99,10 @@ def eval_command(
             help="Bits per byte of this .txt, .md, .jsonl or .jsonl.zst file instead; can be repeated.",
         ),
     ] = None,
+    weights: Annotated[
+        Literal["full", "int8", "int4", "fp8"],
+        typer.Option(help="With --text: what weights of fewer bits cost."),
+    ] = "full",
 ) -> None:
     """Measure a trained model: bits per byte, behaviour in a chat, and questions with known answers.
 
@@ -105,9 +117,28 @@ def eval_command(
     Every accuracy has its standard error. The results are in RUN/evaluate/; with --hf, whose suites are core
     and chat, in runs/hf-NAME/evaluate/.
 
+    --stages: the same of every trained stage, with the differences from one to the next, in
+    RUN/evaluate/stages.json.
+
     --text: bits per byte of files of yours, by file and source, which can be compared between tokenizers.
     """
     folder = _measured(run, hf, context)
+    if stages:
+        from pilgrim.stages.by_stage import SUITES, evaluate_stages
+
+        if hf is not None or harness is not None or text or compare is not None or fetch:
+            raise PilgrimError(
+                "--stages is about the stages of one run, and goes with --suite, --items and --data; "
+                "leave the other options out, or call twice"
+            )
+        if suite not in ("all", *SUITES):
+            raise PilgrimError(
+                f"--suite {suite} can't be asked of every stage; try {', '.join(SUITES)} or all"
+            )
+        if data is not None and suite not in ("core", "chat"):
+            raise PilgrimError(f"--data {data} needs to know whose tasks they are; add --suite core or chat")
+        evaluate_stages(folder, SUITES if suite == "all" else [suite], data, items)
+        return
     if harness is not None:
         from pilgrim.stages.harness import evaluate_with_harness
 
@@ -125,6 +156,10 @@ def eval_command(
     from pilgrim.stages.evaluate import evaluate_run
     from pilgrim.stages.folder import evaluate_folder
 
+    if weights != "full" and not text:
+        raise PilgrimError(
+            "--weights goes with --text, which tells what the rounding costs; name a file to measure on"
+        )
     if text:
         if hf is not None:
             raise PilgrimError("--text needs a run; with --hf there are the suites core and chat")
@@ -132,7 +167,7 @@ def eval_command(
             raise PilgrimError(
                 "--text measures bits per byte and nothing else; leave the other options out, or call twice"
             )
-        bits.evaluate_text(folder, text)
+        bits.evaluate_text(folder, text, weights=weights)
         return
     asked = ["behaviour", "core", "chat"] if suite == "all" else [suite]
     if hf is not None:

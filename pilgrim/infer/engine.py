@@ -95,7 +95,8 @@ class Engine:
 
         On a CPU, 1 or 2 `rows` are computed in fp32 even where the runtime has bf16. Measured with AMX on a
         model of width 256 and 4 layers, fp32 writes a single reply 1.2 to 1.3 times as fast; with 4 rows
-        the two are even, and with 32 bf16 is 1.4 times as fast, as its matrix unit wants many rows at once. Weights of 8 or 4 bits are made for bf16.
+        the two are even, and with 32 bf16 is 1.4 times as fast, as its matrix unit wants many rows at once.
+        Weights of 8 or 4 bits are made for bf16.
         """
         few = runtime.device.type == "cpu" and rows <= 2 and weights == "full"
         self.dtype = torch.float32 if few else runtime.dtype
@@ -327,6 +328,12 @@ class Engine:
         """Memory of the keys and values."""
         return self._store.bytes if self._store else 0
 
+    @property
+    def cache_used(self) -> float:
+        """Share of its blocks that some request holds just now."""
+        pool = self._scheduler and self._scheduler.pool
+        return 1 - pool.free / pool.blocks if pool else 0.0
+
     # What it needs -----------------------------------------------------------------------------------
 
     @property
@@ -408,14 +415,19 @@ class Session:
         self._engine = engine
 
     def stream(
-        self, prompt: Sequence[int], sampling: Sampling, stop_ids: Collection[int], index: int = 0
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        stop_ids: Collection[int],
+        index: int = 0,
+        follow: Follow | None = None,
     ) -> Generator[int, None, None]:
         """The ids of the reply to `prompt`, which is the whole conversation; see `Engine.submit`.
 
         Afterwards `ended` tells whether the reply ended by itself. It can be left off at any point.
         """
         self.ended = False
-        request = self._engine.submit(prompt, sampling, stop_ids, index)
+        request = self._engine.submit(prompt, sampling, stop_ids, index, follow=follow)
         try:
             told = len(prompt)
             while True:

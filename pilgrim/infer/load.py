@@ -14,13 +14,12 @@ from pilgrim.core.checkpoint import CheckpointStore
 from pilgrim.core.errors import CheckpointError, DataError
 from pilgrim.core.files import read_json, sha256_file
 from pilgrim.core.runtime import Runtime
+from pilgrim.core.stages import TRAINED
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.quantized import Weights
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.transformer import Transformer
 from pilgrim.text.tokenizer import Tokenizer
-
-TRAINED_STAGES = ("sft", "midtrain", "pretrain")  # the last first
 
 
 def tell(sentence: str) -> None:
@@ -30,7 +29,7 @@ def tell(sentence: str) -> None:
 
 def newest_stage(run_folder: Path) -> str:
     """The last stage of a run that has a checkpoint. Raises CheckpointError if none has."""
-    for stage in TRAINED_STAGES:
+    for stage in reversed(TRAINED):
         if CheckpointStore(run_folder / stage / "checkpoints").steps():
             return stage
     raise CheckpointError(f"{run_folder} holds no trained model yet; train one with `pilgrim run`")
@@ -54,12 +53,15 @@ def load_tokenizer(run_folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def load_model(stage_folder: Path, on_damage: Callable[[str], None] = tell) -> Transformer:
-    """The model of a stage's newest whole checkpoint, in fp32 on the CPU.
+def load_model(
+    stage_folder: Path, on_damage: Callable[[str], None] = tell, step: int | None = None
+) -> Transformer:
+    """The model of a stage's newest whole checkpoint, or of exactly that `step`, in fp32 on the CPU.
 
     `on_damage` is told of damaged ones. Raises CheckpointError if there is none, or it is of another kind.
     """
-    found = CheckpointStore(stage_folder / "checkpoints").load_latest(on_damage, only="model")
+    store = CheckpointStore(stage_folder / "checkpoints")
+    found = store.load_latest(on_damage, only="model") if step is None else store.load(step, only="model")
     if found is None:
         raise CheckpointError(
             f"{stage_folder} holds no checkpoint; train that stage first with `pilgrim run`"
@@ -82,17 +84,20 @@ def load_engine(
     rows: int = 32,
     on_damage: Callable[[str], None] = tell,
     *,
+    step: int | None = None,
+    record: bool = False,
     lookup: bool = False,
     weights: Weights = "full",
 ) -> Engine:
-    """An engine for a stage's newest model; `rows`, `lookup` and `weights` as for `Engine`.
+    """An engine for a stage's newest model, or that of `step`; the others as for
+    `Engine`.
 
     Raises DataError if the model was trained with another tokenizer, else as `load_model`.
     """
-    model = load_model(stage_folder, on_damage)
+    model = load_model(stage_folder, on_damage, step)
     if model.config.vocab_size != tokenizer.vocab_size:
         raise DataError(
             f"{stage_folder}: the model has {model.config.vocab_size} tokens, but the tokenizer "
             f"{tokenizer.vocab_size}; use the tokenizer of the same run"
         )
-    return Engine(model, runtime, rows, lookup=lookup, weights=weights)
+    return Engine(model, runtime, rows, record=record, lookup=lookup, weights=weights)

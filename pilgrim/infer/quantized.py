@@ -1,18 +1,19 @@
 """Weights in 8 or 4 bits: less to fetch for each step of writing, at some cost in how well it is written.
 
 A step multiplies every weight with one number for each text, so what takes the time is fetching the weights.
-In 8 bits they are half as much as in bf16. Activations stay as they are, and so do sums: only weights are rounded
-("weight-only"), once, after training.
+In 8 bits they are half as much as in bf16. Activations stay as they are, and so do sums: only weights are
+rounded ("weight-only"), once, after training.
 
-    int8   each row of a matrix is divided by its largest entry / 127, and rounded: one scale for each output
-    int4   each 32 inputs of a row go from their least to their largest entry in 15 steps: two numbers for each
-    fp8    e4m3 with a scale for each matrix, and activations rounded alike, as the tensor cores want both so
+    int8   each row of a matrix is divided by its largest entry / 127, and rounded: one scale an output
+    int4   each 32 inputs of a row go from their least to their largest entry in 15 steps: two numbers
+    fp8    e4m3 with a scale for each matrix, and activations rounded alike, as tensor cores want both so
 
-The embedding is not multiplied, and stays; so do the norms. `rounded` gives a model the rounded weights in full
-precision: any measure of that model is what the rounding costs, and it is the slow twin of the fast layers.
+The embedding is not multiplied, and stays; so do the norms. `rounded` gives a model the rounded weights in
+full precision: any measure of that model is what the rounding costs. It is the fast layers' slow twin.
 
-On a CPU, torch's kernels for int8 and int4 multiply a few rows quickly and many slowly. So where many tokens are
-read, int8 weights become bf16 for the time of the product; int4 ones, which only the kernel can read, don't.
+On a CPU, torch's kernels for int8 and int4 multiply a few rows quickly and many slowly. So where many tokens
+are read, int8 weights become bf16 for the time of the product; int4 ones, which only the kernel can read,
+don't.
 
 Shapes: n tokens, i inputs, o outputs.
 """
@@ -53,7 +54,7 @@ class Int8Linear(nn.Module):
             out: Tensor = torch._weight_int8pack_mm(x_ni.bfloat16().contiguous(), self.numbers, self.scales)
         else:  # whole numbers up to 127 are exact in bf16; compiled for a GPU, this is one kernel
             out = F.linear(x_ni, self.numbers.to(x.dtype)) * self.scales.to(x.dtype)
-        return out.to(x.dtype).unflatten(0, x.shape[:-1])
+        return _shaped(out, x)
 
 
 class Int4Linear(nn.Module):
@@ -80,7 +81,7 @@ class Int4Linear(nn.Module):
         names = torch.ops.aten
         product: Any = names._weight_int4pack_mm if x.is_cuda else names._weight_int4pack_mm_for_cpu
         out: Tensor = product(x_ni, self.packed, GROUP, self.steps)
-        return out.to(x.dtype).unflatten(0, x.shape[:-1])
+        return _shaped(out, x)
 
 
 class Fp8Linear(nn.Module):
@@ -100,7 +101,18 @@ class Fp8Linear(nn.Module):
         out: Tensor = torch._scaled_mm(
             x8, self.numbers.t(), scale_a=x_scale, scale_b=self.scale, out_dtype=torch.bfloat16
         )
-        return out.to(x.dtype).unflatten(0, x.shape[:-1])
+        return _shaped(out, x)
+
+
+def _shaped(out_no: Tensor, x: Tensor) -> Tensor:
+    """In the dtype and, but for the last dimension, the shape of `x`."""
+    out: Tensor = out_no.to(x.dtype).unflatten(0, x.shape[:-1])
+    return out
+
+
+def bits_per_weight(weights: Weights, dtype: torch.dtype) -> int:
+    """What a step fetches for each weight, rounded; in int4 its share of its group's two numbers, too."""
+    return {"full": 8 * dtype.itemsize, "int8": 8, "int4": 4 + 2 * 16 // GROUP, "fp8": 8}[weights]
 
 
 _LAYERS = {"int8": Int8Linear, "int4": Int4Linear, "fp8": Fp8Linear}
@@ -151,7 +163,7 @@ def _int8(weight_oi: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _int4(weight_oi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Numbers 0 … 15 [o, i] as int32, and for each group its step and the value of the number 8, [o, groups]."""
+    """Numbers 0 … 15 [o, i] as int32, and for each group its step and what 8 stands for, [o, groups]."""
     grouped = weight_oi.unflatten(1, (-1, GROUP))
     least, largest = grouped.amin(2), grouped.amax(2)
     steps = ((largest - least) / 15).clamp(min=1e-6)

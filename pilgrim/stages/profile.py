@@ -26,6 +26,7 @@ from pilgrim.core.errors import CheckpointError, SettingsError
 from pilgrim.core.files import explained, read_json, write_atomic
 from pilgrim.core.runlog import write_provenance
 from pilgrim.core.runtime import Runtime
+from pilgrim.core.stages import TRAINED
 from pilgrim.infer.load import load_model, newest_stage
 from pilgrim.lab.profile.analysis import Setting, analyse
 from pilgrim.lab.profile.capture import capture
@@ -34,7 +35,7 @@ from pilgrim.lab.profile.steps import GenerationSteps, TrainingSteps, Work
 from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
 from pilgrim.stages.journey import Journey, console_of, only_writer, run_journey
-from pilgrim.stages.recipe import TRAINED, Recipe, load_recipe
+from pilgrim.stages.recipe import Recipe, load_recipe
 from pilgrim.stages.shards import run_tokenizer
 from pilgrim.stages.training import ATTENTION, Plan, assemble
 from pilgrim.train.keeping import State, load_weights
@@ -99,7 +100,7 @@ def check(recipe: Recipe, stage: str, steps: int, warmup: int) -> None:
         known = ", ".join((*TRAINED, GENERATE))
         raise SettingsError(f"--stage {stage}: no stage of that name can be profiled; those are {known}")
     if stage != GENERATE and getattr(recipe, stage) is None:
-        has = ", ".join([s for s in TRAINED if getattr(recipe, s)] + [GENERATE])
+        has = ", ".join([s for s in TRAINED if recipe.training(s)] + [GENERATE])
         raise SettingsError(
             f"--stage {stage}: this recipe has no [{stage}] table; add one, or profile one of {has}"
         )
@@ -115,8 +116,9 @@ def refuse_other_data(run: Path, recipe: Recipe) -> None:
     """Raises SettingsError if the run's token sets are not those of this recipe."""
     file = run / "recipe.toml"
     made_with = build(Recipe, load_toml(file), str(file))
-    for table in ("tokenizer", "data"):
-        if changes := differences(getattr(made_with, table), getattr(recipe, table)):
+    everything = differences(made_with, recipe)
+    for table in ("tokenizer", "data", "datasets"):
+        if changes := [line for line in everything if line.startswith(f"{table}.")]:
             raise SettingsError(
                 f"{file}: the run's token sets were made with another [{table}] ({'; '.join(changes)}); "
                 "give this profile another name with name=…"
@@ -138,7 +140,7 @@ def _setting(recipe: Recipe, stage: str, work: Work, runtime: Runtime, beginning
     return Setting(
         recipe.name,
         stage,
-        0 if stage == GENERATE else getattr(recipe, stage).steps,
+        work.stage_steps,
         work.rows,
         work.all_rows,
         runtime,
@@ -166,13 +168,16 @@ def _generation(journey: Journey, steps: int) -> tuple[GenerationSteps, str]:
     """Replies to the recipe's prompts, by the run's last model if that is of this shape."""
     recipe, runtime = journey.recipe, journey.runtime
     tokenizer, _ = run_tokenizer(journey)
-    config, note = recipe.model.config(tokenizer.vocab_size), "Replies are written with fresh weights."
-    model = Transformer(config)
     try:
         stage = newest_stage(journey.folder)
         trained = load_model(journey.folder / stage, journey.console.say)
     except CheckpointError:
-        trained = None
+        stage, trained = recipe.stage_before("evaluate"), None
+    config, note = (
+        recipe.model_of(stage).config(tokenizer.vocab_size),
+        "Replies are written with fresh weights.",
+    )
+    model = Transformer(config)
     if trained is not None and trained.config == config:
         model, note = trained, f"Replies are written by the model of {stage}."
     else:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from pilgrim.stages.journey import Journey
+from pilgrim.stages.mixing import mixed
 from pilgrim.stages.training import Plan, train_stage, weights_of
 
 
@@ -15,6 +16,7 @@ def plan(journey: Journey) -> Plan:
     """What this stage trains on, and from which weights."""
     recipe = journey.recipe
     assert recipe.sft is not None
-    before = "midtrain" if recipe.midtrain else "pretrain"
-    begin = weights_of(journey, before)
-    return Plan("sft", recipe.sft, lambda packed: packed("chat_train"), begin, chat=True)
+    begin = weights_of(journey, recipe.stage_before("sft"))
+    if recipe.sft.mixture is None:
+        return Plan("sft", recipe.sft, lambda packed: packed("chat_train"), begin, chat=True)
+    return mixed(journey, "sft", recipe.sft, begin)
