@@ -1,15 +1,15 @@
 """Ours beside llama.cpp: reading a prompt and writing, `python benchmarks/beside_llama_cpp.py [RUN]`.
 
-The same weights (our GGUF export, read by llama-cpp-python), the same prompts, the same number of threads, one
-process each that take turns, medians over all turns. Reading is the time to the scores behind prompts of
-`--prompt` tokens, of all texts; writing is a step that adds a token to each text, chosen greedily. Their loop is
-of llama.cpp's own functions, with as little Python as can be: a batch, `llama_decode`, an argmax.
+The same weights (our GGUF export, read by llama-cpp-python), the same prompts, the same number of threads,
+processes that take turns, medians over all turns. Reading is the time to the scores behind prompts of
+`--prompt` tokens, of all texts; writing is a step that adds a token to each text, chosen greedily. Their loop
+is of llama.cpp's own functions, with as little Python as can be: a batch, `llama_decode`, an argmax. With one
+thread, times are processor times, so that other programs at work disturb them little.
 
-Without a run, a network of random weights with the shape of the given depth (d12: width 768, 12 layers).
+Without a run, a network of random weights with the shape of the given depth (12: width 768, 12 layers).
 
-Numbers: fp32 and bf16 weights; "int8" is our int8 weights beside their q8_0. On processors with AMX their
-q8_0 kernel is known to crash; each of their turns is a process of its own, so that this is told and the rest
-goes on.
+Forms: fp32 and bf16 weights; "int8" is our int8 weights beside their q8_0. On processors with AMX their
+q8_0 kernel is known to crash. Each turn is a process of its own, so that this is told and the rest goes on.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from pilgrim.model.transformer import Transformer
 from pilgrim.text.tokenizer import train_tokenizer
 
 FORMS = {"fp32": ("fp32", "full"), "bf16": ("bf16", "full"), "int8": ("q8_0", "int8")}  # theirs, our weights
-VOCABULARY = 32_768  # of the network with random weights
+VOCABULARY = 2_048  # of the network with random weights
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def prepared(run: Path | None, depth: int, folder: Path, forms: list[str]) -> di
         tokenizer, model = load_tokenizer(run), load_model(run / newest_stage(run))
     else:
         words = (f"{a}{b}{c}" for a in range(200) for b in "aeiou" for c in "bdfgklmnprst")
-        tokenizer = train_tokenizer([" ".join(words) * 2], 2048)
+        tokenizer = train_tokenizer([" ".join(words) * 2], VOCABULARY)
         settings = ModelSettings(depth=depth, width=64 * depth, head_size=64, context=1024)
         model = Transformer(settings.config(tokenizer.vocab_size))
         initialize(model, torch.Generator().manual_seed(1))
@@ -83,19 +83,27 @@ def compared(files: dict[str, Path], form: str, texts: int, options: Any) -> str
     """A line: medians of both sides, and how many times as long they take."""
     told: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
     asked = {name: getattr(options, name) for name in ("threads", "prompt", "tokens")}
+    broken: dict[str, str] = {}
     for number in range(options.rounds):
         for side, file in (("ours", files["ours"]), ("theirs", files[form])):
             about = {"side": side, "file": str(file), "form": form, "texts": texts, "seed": number, **asked}
-            result = in_a_process(about)
+            result = in_a_process(about) if side not in broken else broken[side]
             if isinstance(result, str):
-                return f"{form:5} {texts:3} texts: {side} {result}"
-            told[side].append(result)
-    ours, theirs = ([median(column) for column in zip(*rows, strict=True)] for rows in told.values())
-    return (
-        f"{form:5} {texts:3} texts: reading {ours[0] * 1e3:8.1f} ms, theirs {theirs[0] * 1e3:8.1f} "
-        f"({theirs[0] / ours[0]:.2f} times ours); a step {ours[1] * 1e3:7.2f} ms, theirs "
-        f"{theirs[1] * 1e3:7.2f} ({theirs[1] / ours[1]:.2f} times ours)"
-    )
+                broken[side] = result
+            else:
+                told[side].append(result)
+    sides = {
+        side: [median(column) * 1e3 for column in zip(*rows, strict=True)] for side, rows in told.items()
+    }
+    shown = {
+        side: broken.get(side) or f"reading {found[0]:.1f} ms, a step {found[1]:.2f} ms"
+        for side, found in sides.items()
+    }
+    line = f"{form:5} {texts:3} texts: ours {shown['ours']}; theirs {shown['theirs']}"
+    if not broken:
+        (ours_read, ours_step), (their_read, their_step) = sides["ours"], sides["theirs"]
+        line += f" ({their_read / ours_read:.2f} and {their_step / ours_step:.2f} times ours)"
+    return line
 
 
 def in_a_process(about: dict[str, Any]) -> tuple[float, float] | str:
@@ -116,17 +124,18 @@ def turn(
 ) -> None:
     """One side's measurement, warmed up by a shorter one; printed as JSON."""
     torch.set_num_threads(threads)
+    now = time.process_time if threads == 1 else time.perf_counter
     work = Ours(file, form, texts) if side == "ours" else Theirs(file, texts, threads, prompt + tokens + 2)
     draw = torch.Generator().manual_seed(seed)
     for steps in (2, tokens):
         prompts = torch.randint(300, work.vocabulary, (texts, prompt), generator=draw).tolist()
-        began = time.perf_counter()
+        began = now()
         work.read(prompts)
-        read_s, times = time.perf_counter() - began, []
+        read_s, times = now() - began, []
         for _ in range(steps):
-            began = time.perf_counter()
+            began = now()
             work.step()
-            times.append(time.perf_counter() - began)
+            times.append(now() - began)
         work.forget()
     print(json.dumps([read_s, median(times)]))
 
