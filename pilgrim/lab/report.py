@@ -27,6 +27,7 @@ from pilgrim.lab import report_origin as origin
 from pilgrim.lab import report_sections as sections
 from pilgrim.lab.report_answers import chat_answers
 from pilgrim.lab.report_run import all_done, mapping, read_object, read_recipe, read_stages, total_seconds
+from pilgrim.lab.report_stages import stage_changes
 from pilgrim.lab.report_text import highlight_toml, moment, plain, shortened
 from pilgrim.lab.self_contained import page
 
@@ -81,6 +82,7 @@ def render(run_folder: Path) -> str:
         "known_answers": report_core.known_answers(core),
         "to_read": report_core.to_read(core, notes),
         "chat_answers": chat_answers(run_folder / "evaluate", notes),
+        "stage_changes": stage_changes(read_object(run_folder / "evaluate" / "stages.json")),
         "examples": sections.examples(result.get("examples"), notes),
         "recipe": highlight_toml(shortened(recipe_text, RECIPE_CHARACTERS)),
         "provenance": origin.facts(provenance),

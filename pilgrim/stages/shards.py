@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from pilgrim.core.errors import DataError
 from pilgrim.core.files import sha256_file
 from pilgrim.data.conversations import Conversation
 from pilgrim.data.datasets import conversations, conversations_of, documents_of, local_files, texts
+from pilgrim.data.loader import too_long
 from pilgrim.data.shards import Document, TokenSet, open_token_set, write_token_set
 from pilgrim.data.sources import Text, apart, find, split
 from pilgrim.evals.compression import as_json, by_source
@@ -42,7 +42,7 @@ def run(journey: Journey) -> dict[str, Any]:
         if name in recipe.token_sets() or (name == "chat_val" and recipe.chats):
             chats = conversations_of(files, recipe.datasets, journey.console.say)
             write_token_set(folder, name, rendered(chats, tokenizer), tokenizer.vocab_size, digest)
-    return _summary(folder, digest)
+    return _summary(journey, digest)
 
 
 def _write_dataset(
@@ -103,12 +103,26 @@ def bits_by_source(tokens: TokenSet, each: ByDocument) -> dict[str, Any]:
     return as_json(found)
 
 
-def _summary(folder: Path, digest: str) -> dict[str, Any]:
-    summary: dict[str, Any] = {}
+def _summary(journey: Journey, digest: str) -> dict[str, Any]:
+    folder, summary = journey.stage_folder("shards"), dict[str, Any]()
     for file in sorted(folder.glob("*.json")):
         if file.stem == "DONE":
             continue
-        manifest = open_token_set(folder, file.stem, digest).manifest
+        tokens = open_token_set(folder, file.stem, digest)
         for what in ("documents", "tokens", "trained_tokens", "bytes"):
-            summary[f"{file.stem}_{what}"] = manifest[what]
+            summary[f"{file.stem}_{what}"] = tokens.manifest[what]
+        if tokens.trained is not None:
+            _tell_of_long_ones(journey, tokens)
     return summary
+
+
+def _tell_of_long_ones(journey: Journey, tokens: TokenSet) -> None:
+    """Conversations that the context can't hold whole are cut, and nobody should have to guess."""
+    context = journey.recipe.model.context
+    found = too_long(tokens, context)
+    if found.conversations:
+        journey.console.say(
+            f"{found.conversations:,} of {tokens.documents:,} conversations of {tokens.name} are longer than "
+            f"the context of {context:,} tokens and are cut into {found.pieces:,} pieces"
+            + (f"; in {found.left_out:,} of these nothing is learned: left out" if found.left_out else "")
+        )

@@ -138,5 +138,7 @@ def test_a_data_set_reads_no_file_behind_its_limit(tmp_path: Path, monkeypatch: 
     tables = {"kind": "text", "hub": "us/tales", "revision": COMMIT, "files": ["a.jsonl", "b.jsonl"]}
     first = build(DatasetSettings, {**tables, "limit": 3}, "x.toml")
     assert [text.text for text in texts("tales", first)] == ["Once."] * 3
-    with pytest.raises(PilgrimError, match=r"datasets\.tales: b\.jsonl of us/tales at 740312ad is not in the c"):
+    with pytest.raises(
+        PilgrimError, match=r"datasets\.tales: b\.jsonl of us/tales at 740312ad is not in the c"
+    ):
         list(texts("tales", build(DatasetSettings, tables, "x.toml")))
