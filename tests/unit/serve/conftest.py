@@ -4,7 +4,7 @@ The model is a chain: its layers add nothing, and its head is a table that says 
 So the reply to anything is the same text, which begins after the line end that opens the assistant's turn.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
