@@ -237,6 +237,22 @@ class PackedRows:
             if window == windows:
                 epoch, window = epoch + 1, 0
 
+    def epochs(self, position: Position) -> float:
+        """How many times the set was read when the window of documents of a position was begun."""
+        epoch, window = int(position["epoch"]), int(position["window"])
+        return epoch + window / -(-self.tokens.documents // WINDOW)
+
+    def count(self, epochs: float) -> int:
+        """The rows of so many epochs. Each is packed anew, so they need not be equally many in each."""
+        windows = range(-(-self.tokens.documents // WINDOW))
+
+        def of(epoch: int) -> int:
+            return sum(len(self._packed(epoch, window, [])) for window in windows)
+
+        whole = int(epochs)
+        rest = round((epochs - whole) * of(whole)) if epochs > whole else 0
+        return max(1, sum(map(of, range(whole))) + rest)
+
     def _packed(self, epoch: int, window: int, before: list[list[int]]) -> list[list[Piece]]:
         """The rows that a window holds after those `before`, shuffled.
 

@@ -205,6 +205,6 @@ def open_conversation(
                 "let `pilgrim run` go on to sft"
             )
     tools = ToolUse(tokenizer, tools_with_python()) if python else None
-    engine = load_engine(run_folder / stage, tokenizer, runtime, rows=1, on_damage=on_damage)
+    engine = load_engine(run_folder / stage, tokenizer, runtime, rows=1, on_damage=on_damage, lookup=True)
     kind = Conversation if stage in CHAT else Continuation
     return kind(engine, tokenizer, system, tools), stage

@@ -19,6 +19,7 @@ from pilgrim.infer.load import load_model
 from pilgrim.model.attention_choice import Choice, activated, choose, trouble
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.count import parameters
+from pilgrim.model.lora import adapt, numbers
 from pilgrim.model.precision import train_in_fp8
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers
@@ -62,22 +63,25 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
     recipe, runtime, settings = journey.recipe, journey.runtime, plan.settings
     assert settings.rows is not None
     tokenizer, _ = run_tokenizer(journey)
-    model = Transformer(recipe.model.config(tokenizer.vocab_size))
+    network = recipe.model_of(plan.stage)
+    model = Transformer(network.config(tokenizer.vocab_size))
     if runtime.parallel != "fsdp":  # else only slices of it will go there
         model = model.to(runtime.device)
     model.recompute = recipe.runtime.checkpoint_activations
     begin(model)
+    if settings.lora:
+        adapt(model, settings.lora, runtime.generator(f"lora of {plan.stage}"))
     if runtime.fp8:
         train_in_fp8(model.model.layers)
 
     def packed(name: str) -> PackedRows:
-        return PackedRows(token_set(journey, name), recipe.model.context, tokenizer.eot_id, runtime)
+        return PackedRows(token_set(journey, name), network.context, tokenizer.eot_id, runtime)
 
     micro = MicroBatch(settings.micro_rows)
 
     def once(tokens: TokenSet) -> Iterator[Batch]:
         assert settings.rows is not None
-        context = recipe.model.context
+        context = network.context
         return one_pass(tokens, context, tokenizer.eot_id, micro.rows(settings.rows, context))
 
     folder, log = (
@@ -111,7 +115,14 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
             return dict(measures)
         return measures | sources | watching.look(model, step)
 
-    optimizers = Optimizers(model, recipe.optim, runtime.dtype, runtime.compile, runtime.parallel)
+    optimizers = Optimizers(
+        model,
+        recipe.optim,
+        runtime.dtype,
+        runtime.compile,
+        runtime.parallel,
+        settings.lora.lr if settings.lora else None,
+    )
     return Parts(
         model,
         optimizers,
@@ -138,7 +149,8 @@ def train_stage(journey: Journey, plan: Plan) -> dict[str, Any]:
     folder = journey.stage_folder(plan.stage)
     processes = journey.runtime.processes
     if processes.first:
-        parts = replace(parts, shares=shares_of_peak(journey.folder, parts.model.config, journey.runtime))
+        shares = shares_of_peak(journey.folder, parts.model.config, journey.runtime, numbers(parts.model))
+        parts = replace(parts, shares=shares)
     if processes.count > 1:
         parts.log.event("processes", count=processes.count, parallel=journey.runtime.parallel)
     watchdog = Watchdog(stacks_file(journey.folder, processes.rank), journey.recipe.runtime.hang_s)
@@ -159,6 +171,7 @@ def _summary(parts: Parts, folder: Path, state: State) -> dict[str, Any]:
         "tokens_per_s": state.tokens / state.train_s,
         **parts.shares(state.tokens / state.train_s),
         "parameters": parameters(parts.model.config).total,
+        **({"trained_parameters": trained} if (trained := numbers(parts.model)) else {}),
         "train_loss": last["loss"],
         **{k: v for k, v in final.items() if k != "step" and isinstance(v, float)},
     }

@@ -33,6 +33,7 @@ from pilgrim.core.config import build
 from pilgrim.core.console import Console
 from pilgrim.evals.tasks.own import read_questions
 from pilgrim.infer.sandbox import refusal
+from pilgrim.stages.by_stage import evaluate_stages
 from pilgrim.stages.chat import evaluate_chat
 from pilgrim.stages.core import evaluate_core
 from pilgrim.stages.journey import chosen, run_journey
@@ -45,7 +46,7 @@ HISTORY = [ROOT / "CHANGELOG.md", *sorted(ROOT.glob("journal/*.md"))]
 
 # Every program that a document tells one to start; pilgrim and make are checked further.
 PROGRAMS = {"pilgrim", "make", "cmp", "tail", "source", "export", "pip", "pytest", "python"}
-PROGRAMS |= {"sky", "rsync", "torchrun"}
+PROGRAMS |= {"sky", "rsync", "torchrun", "curl"}
 SUFFIXES = {".html", ".json", ".jsonl", ".md", ".npy", ".py", ".safetensors", ".toml", ".zst"}
 
 
@@ -236,6 +237,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     evaluate_core(run, limit=1, console=Console(quiet=True))
     evaluate_chat(run, limit=1, console=Console(quiet=True))
+    evaluate_stages(run, ["behaviour"], console=Console(quiet=True))
     return run
 
 

@@ -289,6 +289,18 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert len({tuple(o) for o in orders}) == 3
 
 
+def test_the_rows_of_epochs_are_counted_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pilgrim.data.loader.WINDOW", 16)  # several windows an epoch
+    source = PackedRows(token_set(numbered([5, 9, 14, 3, 3, 20, 7] * 9)), 16, 0, runtime())
+    of_epochs = [len(rows_of_epoch(source, epoch)) for epoch in range(3)]
+    assert source.count(1) == of_epochs[0]
+    assert source.count(3) == sum(of_epochs)
+    assert source.count(1.5) == of_epochs[0] + round(of_epochs[1] / 2)
+    assert source.count(0.001) == 1
+    read = [source.epochs(position) for _, position in islice(source.rows(None), sum(of_epochs))]
+    assert read == sorted(read) and read[0] == 0 and read[-1] == 2.75 and read[of_epochs[0]] == 1
+
+
 def test_a_batch_sees_all_lengths() -> None:
     """Packing sorts by length; the rows are shuffled again, or short documents would come last."""
     tokens = token_set(numbered([15] * 60 + [3] * 60))
