@@ -20,6 +20,7 @@ REFUSALS = {
     401: "no API key, or a wrong one",
     403: "asked by a name that is not this machine's",
     404: "no such model",
+    408: "the body did not come in time",
     413: "the body is too large",
     415: "the body is not JSON",
     429: "all places are taken; Retry-After says when to come again",

@@ -91,6 +91,13 @@ def test_who_reads_nothing_is_given_up(served: Served) -> None:
         answered_at_last(served)
 
 
+def test_a_body_that_does_not_come_is_not_waited_for(served: Served) -> None:
+    with socket.create_connection((served.host, served.port)) as connection:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
+        connection.sendall(head + b"Content-Type: application/json\r\n\r\n{")
+        assert connection.recv(12) == b"HTTP/1.1 408"
+
+
 def test_more_replies_than_places_are_never_served(served: Served) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         served.client.completions.create(model="tiny", prompt="x", n=2)
