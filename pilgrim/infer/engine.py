@@ -410,14 +410,19 @@ class Session:
         self._engine = engine
 
     def stream(
-        self, prompt: Sequence[int], sampling: Sampling, stop_ids: Collection[int], index: int = 0
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        stop_ids: Collection[int],
+        index: int = 0,
+        follow: Follow | None = None,
     ) -> Generator[int, None, None]:
         """The ids of the reply to `prompt`, which is the whole conversation; see `Engine.submit`.
 
         Afterwards `ended` tells whether the reply ended by itself. It can be left off at any point.
         """
         self.ended = False
-        request = self._engine.submit(prompt, sampling, stop_ids, index)
+        request = self._engine.submit(prompt, sampling, stop_ids, index, follow=follow)
         try:
             told = len(prompt)
             while True:

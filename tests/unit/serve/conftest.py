@@ -4,7 +4,7 @@ The model is a chain: its layers add nothing, and its head is a table that says 
 So the reply to anything is the same text, which begins after the line end that opens the assistant's turn.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,18 +23,16 @@ MakeRun = Callable[..., Path]
 def make_run(tmp_path: Path) -> MakeRun:
     """make_run(text) makes a run whose model says `text`, in which no character must come twice.
 
-    The text may be cut in pieces, with ids of special tokens among them.
+    For a model that calls a tool, it is a list of texts and of the marks' ids: what it says behind the answer
+    follows after END_OF_CALL, END_OF_RESPONSE.
     """
 
-    def make(
-        text: str | Sequence[str | int], stage: str = "sft", ends: bool = True, context: int = 256
-    ) -> Path:
+    def make(text: str | list[str | int], stage: str = "sft", ends: bool = True, context: int = 256) -> Path:
         tokenizer = train_tokenizer(["bytes only"], SMALLEST_VOCABULARY)
         tokenizer.save(tmp_path / "tokenizer")
-        pieces = [text] if isinstance(text, str) else text
-        said = [i for p in pieces for i in ([p] if isinstance(p, int) else tokenizer.encode(p))]
-        last = tokenizer.im_end_id if ends else said[0]
-        model = chain_model([*tokenizer.encode("\n"), *said, last], context)
+        parts = [text] if isinstance(text, str) else text
+        ids = [i for part in parts for i in (tokenizer.encode(part) if isinstance(part, str) else [part])]
+        model = chain_model([*tokenizer.encode("\n"), *ids, tokenizer.im_end_id if ends else ids[0]], context)
         state = {"model_config": model.config.model_dump()}
         CheckpointStore(tmp_path / stage / "checkpoints").save(1, {"model": model.weights()}, state)
         return tmp_path
