@@ -172,16 +172,15 @@ class Models:
 
     def _read(self, entry: Entry) -> tuple[Tokenizer, Engine]:
         tokenizer = load_tokenizer(self.runs[entry.run])
-        engine = load_engine(
+        return tokenizer, load_engine(
             entry.folder,
             tokenizer,
             self._runtime,
             self._rows,
             step=entry.step,
-            record=True,
+            record=True,  # it lives long
             lookup=True,
         )
-        return tokenizer, engine
 
     def _make_room(self) -> None:
         while len(self._loaded) >= self._kept:
