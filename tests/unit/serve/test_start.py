@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serving import random_run
@@ -75,15 +76,17 @@ def test_a_key_is_compared_whole() -> None:
 def test_ctrl_c_ends_streams_with_an_error_and_the_server_with_130(run: Path) -> None:
     """At every address of the machine, so that it makes up a key and tells it."""
     command = [sys.executable, "-m", "pilgrim", "serve", str(run), "--host", "0.0.0.0", "--port", "0"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes) as server:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as server:
         assert server.stdout and server.stderr
         key = server.stdout.readline().split()[-1]
         told = server.stdout.readline()
         assert told.startswith("tiny at http://0.0.0.0:")
         port = int(told.rpartition(":")[2].partition("/")[0])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        body = {"model": "tiny", "prompt": "x", "stream": True, "max_tokens": 60_000}
+        body: dict[str, Any] = {"model": "tiny", "prompt": "x", "stream": True, "max_tokens": 60_000}
         body["logit_bias"] = {"90": 100}
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         connection.request("POST", "/v1/completions", json.dumps(body), headers)

@@ -13,7 +13,11 @@ from pilgrim.text.calls import CALL, END_OF_CALL, END_OF_RESPONSE
 
 MakeRun = Callable[..., Path]  # see conftest
 HELLO: Any = [{"role": "user", "content": "?"}]
-COLOURS = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+COLOURS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "blue"]}},
+    "required": ["colour"],
+}
 COLOURS |= {"additionalProperties": False}  # or a random model would add some for ever
 PAINT: Any = {"type": "function", "function": {"name": "paint", "parameters": COLOURS, "strict": True}}
 WAIT: Any = {"type": "function", "function": {"name": "wait", "description": "Do nothing."}}
