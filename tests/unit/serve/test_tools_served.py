@@ -150,6 +150,14 @@ def test_a_reply_has_the_form_that_is_asked_for(served: Served) -> None:
     assert (some.choices[0].message.content or "").startswith("{")
 
 
+def test_no_bias_breaks_the_form(served: Served) -> None:
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": COLOURS}}
+    found = served.client.chat.completions.create(
+        model="tiny", messages=HELLO, response_format=form, logit_bias={"90": 100, "2": 100, "0": 100}, seed=1
+    )
+    assert json.loads(found.choices[0].message.content or "")["colour"] in ("red", "blue")
+
+
 @pytest.mark.parametrize(
     "form",
     [
