@@ -15,7 +15,7 @@ from pilgrim.cli.base import app, examples, find_run, guarded, trained_runs
         ("pilgrim serve pocket --port 9000", "one run, at another port"),
         ("PILGRIM_KEY=secret pilgrim serve --host 0.0.0.0 --api-key-env PILGRIM_KEY", "for others, too"),
         (
-            "curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d "
+            "curl http://127.0.0.1:8000/v1/chat/completions --json "
             '\'{"model": "pocket", "messages": [{"role": "user", "content": "Hello!"}]}\'',
             "ask it",
         ),

@@ -73,13 +73,13 @@ def create_app(models: Models, settings: ServeSettings) -> FastAPI:
 
 
 def _add_models(app: FastAPI, models: Models) -> None:
-    @app.get("/v1/models", responses=refusals(400, 404, 413, 415, 429))
+    @app.get("/v1/models", responses=refusals(400, 404, 408, 413, 415, 429))
     async def list_models() -> dict[str, Any]:
         """What can be asked for."""
         entries = await asyncio.to_thread(models.listed)
         return {"object": "list", "data": [_model(name, entry, models) for name, entry in entries.items()]}
 
-    @app.get("/v1/models/{name:path}", responses=refusals(400, 413, 415, 429))
+    @app.get("/v1/models/{name:path}", responses=refusals(400, 408, 413, 415, 429))
     async def one_model(name: str) -> dict[str, Any]:
         """One of them."""
         return _model(name, models.find(name), models)
@@ -105,12 +105,12 @@ def _add_writing(app: FastAPI, office: Office) -> None:
 
 
 def _add_looking(app: FastAPI, models: Models) -> None:
-    @app.get("/health", responses=refusals(400, 401, 404, 413, 415, 429))
+    @app.get("/health", responses=refusals(400, 401, 404, 408, 413, 415, 429))
     async def health() -> dict[str, str]:
         """Whether it is there."""
         return {"status": "ok"}
 
-    @app.get("/metrics", response_class=Response, responses=refusals(400, 404, 413, 415, 429))
+    @app.get("/metrics", response_class=Response, responses=refusals(400, 404, 408, 413, 415, 429))
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(models.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
