@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pilgrim.core.errors import DataError, PilgrimError
-from pilgrim.serve.chats import LONGEST_TITLE, Chats, NewMessage, NoSuchChat, branch
+from pilgrim.serve.history import LONGEST_TITLE, Chats, NewMessage, NoSuchChat, branch
 
 VENDOR = Path(__file__).parents[3] / "pilgrim" / "serve" / "page" / "vendor"
 

@@ -11,7 +11,8 @@ What is kept about a message besides its text (the model that wrote it, its toke
 JSON in `about`; the page reads and writes it, and nothing here looks into it.
 
 The file is opened for each request and closed again: SQLite locks it, so several requests, and several
-servers, can't spoil it. In write-ahead mode a process that is killed in the middle of a write leaves it whole.
+servers, can't spoil it. In write-ahead mode a process that is killed in the middle of a write leaves it
+whole.
 """
 
 import json
