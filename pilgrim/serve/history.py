@@ -8,7 +8,7 @@ ever overwritten, so "edit" and "again" lose nothing.
                             └─ assistant "Good morning!"            (asked for again)
 
 What is kept about a message besides its text (the model that wrote it, its tokens and how likely each was) is
-JSON in `about`; the page reads and writes it, and nothing here looks into it.
+JSON in `about`, which the page reads and writes. Only the tools' `calls` in it are looked at, for training rows.
 
 The file is opened for each request and closed again: SQLite locks it, so several requests, and several
 servers, can't spoil it. In write-ahead mode a process that is killed in the middle of a write leaves it
@@ -156,7 +156,7 @@ class Chats:
         rows = []
         for listed in self.listed():
             chat = self.read(listed["id"])
-            messages = [{"role": m["role"], "content": m["content"]} for m in branch(chat)]
+            messages = [turn for message in branch(chat) for turn in _turns(message)]
             while messages and messages[-1]["role"] != "assistant":
                 messages.pop()
             system = chat["settings"].get("system")
@@ -280,6 +280,19 @@ def branch(chat: Mapping[str, Any]) -> list[dict[str, Any]]:
         found.append(by_id[at])
         at = by_id[at]["parent"]
     return found[::-1]
+
+
+def _turns(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A message as rows of training data have it: before and behind each call of a tool a turn of its own."""
+    role, content, calls = message["role"], message["content"], message["about"].get("calls", ())
+    said = 0
+    for call in calls:
+        before, said = content[said : call["offset"]], call["offset"]
+        made = {key: call[key] for key in ("id", "type", "function")}
+        yield {"role": role, "content": before, "tool_calls": [made]}
+        yield {"role": "tool", "tool_call_id": call["id"], "content": call["result"]}
+    if not calls or content[said:].strip():
+        yield {"role": role, "content": content[said:]}
 
 
 def _chat(row: sqlite3.Row) -> dict[str, Any]:

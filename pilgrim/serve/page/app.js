@@ -215,7 +215,7 @@ function drawMessage(message, draft = false, active = true) {
 function fill(text, message) {
   if (message.role === "user") text.textContent = message.content;
   else if (message.showTokens) text.replaceChildren(tokenView(message.about.tokens));
-  else text.replaceChildren(render(message.content));
+  else text.replaceChildren(render(message.content, message.about.calls));
 }
 
 let waitingForFrame = new Set();

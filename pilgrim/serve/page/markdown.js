@@ -28,7 +28,39 @@ DOMPurify.addHook("afterSanitizeAttributes", (node) => {
   }
 });
 
-export function render(text) {
+// `calls` of tools are shown where they stand in the text. Their places are marked by characters that no text has
+// (Unicode's private ones), as Markdown leaves those alone.
+export function render(text, calls = []) {
+  const characters = Array.from(text.replace(/[\uE000\uE001]/g, ""));
+  for (const [number, { offset }] of [...calls.entries()].reverse()) characters.splice(offset, 0, `\uE000${number}\uE001`);
+  const box = rendered(characters.join(""));
+  const texts = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
+  const marked = [];
+  while (texts.nextNode()) if (texts.currentNode.data.includes("\uE000")) marked.push(texts.currentNode);
+  for (const node of marked) {
+    const parts = node.data.split(/\uE000(\d+)\uE001/); // text, number, text, number, … text
+    node.replaceWith(...parts.map((part, i) => (i % 2 ? callView(calls[part]) : part)));
+  }
+  return box;
+}
+
+function callView({ function: { name, arguments: json }, result }) {
+  const box = document.createElement("span");
+  box.className = "call";
+  const what = document.createElement("code");
+  try {
+    what.textContent = Object.values(JSON.parse(json)).join(", ");
+  } catch {
+    what.textContent = json; // no JSON: as the model has written it
+  }
+  const answer = document.createElement("output");
+  answer.textContent = result;
+  box.title = `The model called ${name}; the result was put into its reply.`;
+  box.append(`${name} `, what, " → ", answer);
+  return box;
+}
+
+function rendered(text) {
   const box = document.createElement("div");
   box.className = "markdown";
   box.innerHTML = DOMPurify.sanitize(marked.parse(text), ALLOWED);

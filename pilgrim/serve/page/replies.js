@@ -8,6 +8,21 @@ const LIKELIEST = 5; // other tokens to be told of at each place
 // A model that was not taught to chat only continues a text: it is shown the last message alone.
 export const continues = (model) => model.chats === false;
 
+// A message as the API wants it: before and behind each call of a tool a turn of its own. The places of calls are
+// counted in characters, of which JavaScript's strings may take two for one.
+function turns({ role, content, about }) {
+  const characters = Array.from(content);
+  const said = [];
+  let at = 0;
+  for (const { offset, result, ...call } of about.calls ?? []) {
+    said.push({ role, content: characters.slice(at, offset).join(""), tool_calls: [call] });
+    said.push({ role: "tool", tool_call_id: call.id, content: result });
+    at = offset;
+  }
+  const rest = characters.slice(at).join("");
+  return said.length && !rest.trim() ? said : [...said, { role, content: rest }];
+}
+
 function body(model, messages, dials, wantsTokens) {
   const common = { model: model.id, stream: true, stream_options: { include_usage: true }, ...asked(dials) };
   if (continues(model)) {
@@ -16,7 +31,7 @@ function body(model, messages, dials, wantsTokens) {
   const system = dials.system.trim() ? [{ role: "system", content: dials.system }] : [];
   return {
     ...common,
-    messages: [...system, ...messages.map(({ role, content }) => ({ role, content }))],
+    messages: [...system, ...messages.flatMap(turns)],
     ...(wantsTokens ? { logprobs: true, top_logprobs: LIKELIEST } : {}),
     ...(dials.tools ? { run_tools: ["calculator"] } : {}),
   };
@@ -52,6 +67,7 @@ export async function reply(message, model, messages, dials, wantsTokens, signal
       const piece = choice.delta?.content ?? choice.text ?? "";
       if (piece && about.first_s === undefined) about.first_s = (performance.now() - began) / 1000;
       message.content += piece;
+      if (choice.delta?.executed_calls) (about.calls ??= []).push(...choice.delta.executed_calls);
       about.tokens.push(...tokensOf(choice.logprobs));
       if (choice.finish_reason) about.finish = choice.finish_reason;
       about.elapsed_s = (performance.now() - began) / 1000;

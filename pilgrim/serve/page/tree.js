@@ -1,4 +1,4 @@
-// A chat is a tree of messages, each with the number of the one before it (pilgrim/serve/chats.py). What is on
+// A chat is a tree of messages, each with the number of the one before it (pilgrim/serve/history.py). What is on
 // the screen is one branch: from the leaf back to the beginning.
 
 export function branch(chat) {

@@ -207,6 +207,22 @@ def test_training_rows_end_with_an_answer(chats: Chats) -> None:
     ]
 
 
+def test_calls_of_tools_are_turns_of_training_rows(chats: Chats) -> None:
+    chat = chats.new()["id"]
+    asked = chats.add(chat, NewMessage("user", "Twice 9? And its half?"))["id"]
+    function = {"name": "calculator", "arguments": '{"expression": "9*2"}'}
+    calls = [
+        {"id": f"call_{at}", "type": "function", "function": function, "result": result, "offset": at}
+        for at, result in ((5, "18"), (8, "9"))
+    ]
+    chats.add(chat, NewMessage("assistant", "It is 18 and 9.", asked, {"calls": calls}))
+    _, first, result, second, other, last = chats.training_rows()[0]["messages"]
+    assert [first["content"], second["content"], last["content"]] == ["It is", " 18", " and 9."]
+    assert first["tool_calls"] == [{"id": "call_5", "type": "function", "function": function}]
+    assert result == {"role": "tool", "tool_call_id": "call_5", "content": "18"}
+    assert other["content"] == "9" and "tool_calls" not in last
+
+
 def test_a_file_that_holds_no_chats_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "chats.sqlite"
     file.write_bytes(b"something else, and long enough to be no empty database" * 100)
