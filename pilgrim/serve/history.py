@@ -8,7 +8,8 @@ ever overwritten, so "edit" and "again" lose nothing.
                             └─ assistant "Good morning!"            (asked for again)
 
 What is kept about a message besides its text (the model that wrote it, its tokens and how likely each was) is
-JSON in `about`, which the page reads and writes. Only the tools' `calls` in it are looked at, for training rows.
+JSON in `about`, which the page reads and writes. Only the tools' `calls` in it are looked at, for training
+rows.
 
 The file is opened for each request and closed again: SQLite locks it, so several requests, and several
 servers, can't spoil it. In write-ahead mode a process that is killed in the middle of a write leaves it

@@ -28,7 +28,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 
 from pilgrim.core.errors import DataError, PilgrimError
-from pilgrim.serve.chats import Chats, NewMessage, NoSuchChat
+from pilgrim.serve.history import Chats, NewMessage, NoSuchChat
 from pilgrim.serve.refusals import Refusal
 
 PAGE = Path(__file__).parent / "page"
