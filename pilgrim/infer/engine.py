@@ -298,6 +298,12 @@ class Engine:
         """Memory of the keys and values."""
         return self._store.bytes if self._store else 0
 
+    @property
+    def cache_used(self) -> float:
+        """Share of its blocks that some request holds just now."""
+        pool = self._scheduler and self._scheduler.pool
+        return 1 - pool.free / pool.blocks if pool else 0.0
+
     # What it needs -----------------------------------------------------------------------------------
 
     @property
