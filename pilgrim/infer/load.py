@@ -82,10 +82,12 @@ def load_engine(
     runtime: Runtime,
     rows: int = 32,
     on_damage: Callable[[str], None] = tell,
+    *,
     step: int | None = None,
     record: bool = False,
+    lookup: bool = False,
 ) -> Engine:
-    """An engine for a stage's newest model, or that of `step`; `rows` and `record` as for `Engine`.
+    """An engine for a stage's newest model, or that of `step`; `rows`, `record`, `lookup` as for `Engine`.
 
     Raises DataError if the model was trained with another tokenizer, else as `load_model`.
     """
@@ -95,4 +97,4 @@ def load_engine(
             f"{stage_folder}: the model has {model.config.vocab_size} tokens, but the tokenizer "
             f"{tokenizer.vocab_size}; use the tokenizer of the same run"
         )
-    return Engine(model, runtime, rows, record=record)
+    return Engine(model, runtime, rows, record=record, lookup=lookup)

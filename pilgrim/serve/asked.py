@@ -1,8 +1,8 @@
 """What a client may ask for: the bodies of requests, as OpenAI has them, and what is ours beside that.
 
-Every field is checked strictly ("2" is no number, 1.5 no count, NaN nothing at all), and a field that is not
-here is refused: whoever asks for something that this server lacks shall learn it, and not be answered as if
-it had obeyed. `null` is the same as leaving a field out, as many clients send it for everything.
+Every field is checked strictly ("2" is no number, 1.5 is no count, NaN nothing at all), and a field that is
+not here is refused: whoever asks for something that this server lacks shall learn it, and not be answered as
+if it had obeyed. `null` is the same as leaving a field out, as many clients send it for everything.
 
 Ours, beside OpenAI's: `top_k`, `min_p`, `repetition_penalty`, `penalty_window` and DRY (infer/sampling.py
 explains them).
@@ -10,10 +10,10 @@ explains them).
 
 import json
 import secrets
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pilgrim.infer.sampling import Sampling
 from pilgrim.serve.refusals import Refusal, of_invalid
@@ -31,6 +31,13 @@ DIALS = (
 )
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]  # JSON does not tell 2.0 from 2
+
+
 class Body(BaseModel):
     """A JSON object, or a part of one."""
 
@@ -46,20 +53,20 @@ class Asked(Body):
     """What both endpoints take."""
 
     model: str = Field(description="an id of /v1/models, such as pocket or pocket:pretrain@1200")
-    n: int | None = Field(None, ge=1, le=MOST_CHOICES, description="how many replies")
-    max_tokens: int | None = Field(None, ge=0, description="longest reply; never beyond the context")
+    n: Whole | None = Field(None, ge=1, le=MOST_CHOICES, description="how many replies")
+    max_tokens: Whole | None = Field(None, ge=0, description="longest reply; never beyond the context")
     temperature: float | None = Field(None, ge=0, le=2, description="0: the likeliest token; left out: 1")
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=1)
+    top_k: Whole | None = Field(None, ge=1)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=1, le=10)
-    penalty_window: int | None = Field(None, ge=1)
+    penalty_window: Whole | None = Field(None, ge=1)
     dry_multiplier: float | None = Field(None, ge=0, le=10)
     dry_base: float | None = Field(None, ge=1, le=4)
-    dry_allowed: int | None = Field(None, ge=1)
+    dry_allowed: Whole | None = Field(None, ge=1)
     frequency_penalty: float | None = Field(None, ge=-2, le=2, description="only 0 is served")
     presence_penalty: float | None = Field(None, ge=-2, le=2, description="only 0 is served")
-    seed: int | None = Field(
+    seed: Whole | None = Field(
         None, ge=-(2**63), lt=2**63, description="the same seed, the same reply; left out: another each time"
     )
     stop: str | list[str] | None = Field(None, description=f"up to {MOST_STOPS} strings that end a reply")
@@ -127,10 +134,10 @@ class Asked(Body):
 class AskedCompletion(Asked):
     """/v1/completions: go on with a text."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="text, or token ids")
+    prompt: str | list[str] | list[Whole] | list[list[Whole]] = Field(description="text, or token ids")
     echo: bool | None = Field(None, description="begin the reply with the prompt")
-    logprobs: int | None = Field(None, ge=0, le=20, description="so many likeliest tokens at each place")
-    best_of: int | None = Field(None, ge=1, le=MOST_CHOICES, description="only the same as n is served")
+    logprobs: Whole | None = Field(None, ge=0, le=20, description="so many likeliest tokens at each place")
+    best_of: Whole | None = Field(None, ge=1, le=MOST_CHOICES, description="only the same as n is served")
     suffix: Literal[""] | None = None
 
 
@@ -190,18 +197,25 @@ class NamedTool(Body):
     function: NamedFunction
 
 
+class NamedSchema(Body):
+    name: str
+    description: str | None = None
+    definition: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(None, description="taken; a schema is always kept")
+
+
 class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = None
+    json_schema: NamedSchema | None = None
 
 
 class AskedChat(Asked):
     """/v1/chat/completions: answer the last message."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1, description="the newer name of max_tokens")
+    max_completion_tokens: Whole | None = Field(None, ge=1, description="the newer name of max_tokens")
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Whole | None = Field(None, ge=0, le=20)
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = Field(None, description="taken; a reply makes one call at a time")

@@ -172,8 +172,15 @@ class Models:
 
     def _read(self, entry: Entry) -> tuple[Tokenizer, Engine]:
         tokenizer = load_tokenizer(self.runs[entry.run])
-        engine = load_engine(entry.folder, tokenizer, self._runtime, self._rows, step=entry.step, record=True)
-        return tokenizer, engine
+        return tokenizer, load_engine(
+            entry.folder,
+            tokenizer,
+            self._runtime,
+            self._rows,
+            step=entry.step,
+            record=True,  # it lives long
+            lookup=True,
+        )
 
     def _make_room(self) -> None:
         while len(self._loaded) >= self._kept:

@@ -1,9 +1,7 @@
 """/v1/chat/completions: a conversation goes on, as a model does it that was taught to answer.
 
 The conversation is rendered as it was in training (text/chat.py), tools included: the client's functions are
-told to the model in the system's turn. What the model may call is what the client has defined, and of our own
-tools those that it asked the server to run; without any, and with `tool_choice` "none", the mark that begins
-a call is never drawn. Nor are the marks of results ever: results come from whoever ran the call.
+told to the model in the system's turn. What the reply may be is said in allowed.py.
 """
 
 import asyncio
@@ -12,20 +10,17 @@ from collections.abc import Sequence
 from fastapi import Request
 from fastapi.responses import Response
 
-from pilgrim.infer.tools import calculator
+from pilgrim.serve.allowed import grammar_of, never_drawn, tools_of
 from pilgrim.serve.asked import AskedChat, ChatMessage, read_body
 from pilgrim.serve.catalog import Loaded
 from pilgrim.serve.driver import Job
 from pilgrim.serve.refusals import Refusal, blamed_on
 from pilgrim.serve.replies import Exchange, Json, Reply, answer, too_long
 from pilgrim.serve.settings import Office
-from pilgrim.serve.writing import Piece, Ran, Run, Told, Tools, Writer
-from pilgrim.text.calls import BUILT_IN, CALCULATOR, CALL, END_OF_CALL, END_OF_RESPONSE, RESPONSE, Call
+from pilgrim.serve.writing import Piece, Ran, Told, Writer
+from pilgrim.text.calls import Call
 from pilgrim.text.chat import messages_from_row, render_prompt
 from pilgrim.text.tokenizer import Tokenizer
-
-NEVER = float("-inf")  # as a bias
-OURS: dict[str, Run] = {CALCULATOR: lambda call: calculator(str(call.argument("expression")))}
 
 
 async def chat(request: Request, office: Office) -> Response:
@@ -49,8 +44,13 @@ async def _begin(asked: AskedChat, model: Loaded) -> Exchange:
     asked.wants_usage  # noqa: B018  refuses what contradicts itself
     top = (asked.top_logprobs or 0) if asked.logprobs else None
     model.driver.refuse_more_than(asked.choices)
-    prompt = await asyncio.to_thread(_prompt, asked, model)
-    tokenizer, tools = model.tokenizer, _tools(asked)
+    tokenizer, tools = model.tokenizer, tools_of(asked)
+    prompt, grammars = await asyncio.to_thread(
+        lambda: (
+            _prompt(asked, model),
+            [grammar_of(asked, tools, tokenizer) for _ in range(asked.choices)],
+        )
+    )
     jobs = [
         Job(
             prompt,
@@ -58,10 +58,11 @@ async def _begin(asked: AskedChat, model: Loaded) -> Exchange:
             Writer(tokenizer, stops, tools),
             (tokenizer.eot_id, tokenizer.im_end_id),
             index,
-            asked.biases | _never(tools),
+            asked.biases | never_drawn(tools),
             top,
+            grammar,
         )
-        for index in range(asked.choices)
+        for index, grammar in enumerate(grammars)
     ]
     form = ChatForm(tokenizer, bool(asked.logprobs))
     ticket = model.driver.submit(jobs)
@@ -73,18 +74,6 @@ def _refuse_what_is_not_there(asked: AskedChat) -> None:
         raise Refusal("top_logprobs: only with logprobs = true", param="top_logprobs")
     if asked.max_tokens == 0:
         raise Refusal("max_tokens = 0 leaves no room for an answer; give 1 or more", param="max_tokens")
-    if asked.tool_choice not in (None, "none", "auto"):
-        raise Refusal(
-            'tool_choice: a call can\'t be forced here; give "auto" or "none"',
-            param="tool_choice",
-            code="unsupported_parameter",
-        )
-    if asked.response_format is not None and asked.response_format.type != "text":
-        raise Refusal(
-            f'response_format.type = "{asked.response_format.type}" is not served; only "text" is',
-            param="response_format",
-            code="unsupported_parameter",
-        )
 
 
 def _most(asked: AskedChat, context: int) -> int:
@@ -94,7 +83,7 @@ def _most(asked: AskedChat, context: int) -> int:
     return asked.max_completion_tokens or asked.max_tokens or context
 
 
-# The prompt and the tools -------------------------------------------------------------------------
+# The prompt ---------------------------------------------------------------------------------------
 
 
 def _prompt(asked: AskedChat, model: Loaded) -> list[int]:
@@ -105,7 +94,9 @@ def _prompt(asked: AskedChat, model: Loaded) -> list[int]:
         raise too_long(f"{characters} characters", context, "messages")
     row: Json = {"messages": [_row_of(message) for message in asked.messages]}
     if asked.tools:
-        row["tools"] = [tool.model_dump(exclude_none=True) for tool in asked.tools]
+        row["tools"] = [
+            tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in asked.tools
+        ]
     with blamed_on("messages"):
         prompt = render_prompt(messages_from_row(row, "messages"), model.tokenizer)
     if len(prompt) >= context:
@@ -121,27 +112,6 @@ def _row_of(message: ChatMessage) -> Json:
     if message.tool_call_id:
         row["tool_call_id"] = message.tool_call_id
     return row
-
-
-def _tools(asked: AskedChat) -> Tools:
-    """What may be called."""
-    if asked.tool_choice == "none":
-        return Tools()
-    theirs = {tool.function.name for tool in asked.tools or ()}
-    ours = set(asked.run_tools or ())
-    for name in sorted(theirs & BUILT_IN.keys()):
-        raise Refusal(
-            f"tools: {name} is the name of a tool that is built in, and needs no definition; "
-            "ask for it by run_tools, or give yours another name",
-            param="tools",
-        )
-    return Tools(theirs, {name: OURS[name] for name in ours})
-
-
-def _never(tools: Tools) -> dict[int, float]:
-    """Marks that must not be drawn."""
-    marks = [RESPONSE, END_OF_RESPONSE, *([] if tools else [CALL, END_OF_CALL])]
-    return dict.fromkeys(marks, NEVER)
 
 
 # Shapes -------------------------------------------------------------------------------------------

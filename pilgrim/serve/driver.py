@@ -32,6 +32,7 @@ from typing import Protocol, TypeVar
 
 from pilgrim.core.errors import PilgrimError
 from pilgrim.infer.engine import Engine
+from pilgrim.infer.grammar import Grammar
 from pilgrim.infer.sampling import Sampling
 from pilgrim.infer.scheduler import Request
 from pilgrim.serve.refusals import Refusal, our_fault, stopping
@@ -52,6 +53,7 @@ class Job:
     index: int = 0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 class Watcher(Protocol):
@@ -239,6 +241,7 @@ class Driver:
                 top_logprobs=job.top_logprobs,
                 until=job.writer.until,
                 follow=job.writer.follow,
+                grammar=job.grammar,
             )
         except PilgrimError as error:
             self._tell(ticket.inbox.put_nowait, Refusal(str(error)))
@@ -272,12 +275,16 @@ class Driver:
         for event in events:
             job = told.setdefault(event.request, self._requests[event.request])
             job.writer.take(event)
-        pieces = []
+        pieces: list[tuple[Ticket, tuple[Job, Piece] | Refusal]] = []
         for request, job in told.items():
-            piece = job.writer.last(request.ended) if request.over else job.writer.piece()
-            pieces.append((self._tickets[job], (job, piece)))
+            ticket = self._tickets[job]
             if request.over:
                 self._forget(request)
+            if request.trouble:  # its form can't be kept
+                pieces.append((ticket, Refusal(request.trouble, param="response_format")))
+            else:
+                piece = job.writer.last(request.ended) if request.over else job.writer.piece()
+                pieces.append((ticket, (job, piece)))
         self._tell(_deliver, pieces)
 
     def _fail(self, why: Refusal) -> None:
@@ -293,6 +300,6 @@ class Driver:
             self._loop.call_soon_threadsafe(work, *arguments)
 
 
-def _deliver(pieces: Sequence[tuple[Ticket, tuple[Job, Piece]]]) -> None:
+def _deliver(pieces: Sequence[tuple[Ticket, tuple[Job, Piece] | Refusal]]) -> None:
     for ticket, piece in pieces:
         ticket.inbox.put_nowait(piece)

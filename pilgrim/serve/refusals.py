@@ -8,6 +8,7 @@ place, value and cure like all our errors. Whatever else goes wrong is a bug of 
 the server's terminal, and the client learns no more than that.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,8 +21,8 @@ from pilgrim.core.errors import PilgrimError
 
 LONGEST_QUOTE = 80  # characters of a bad value that are quoted back
 
-# Pydantic names the branch of a union in the place of an error; the client knows no such names.
-_BRANCHES = ("str", "int", "float", "bool", "dict[", "list[", "literal[", "function-")
+# Pydantic names the branch of a union in the place of an error, which no client has heard of.
+_BRANCH = re.compile(r"str|int|float|bool|[A-Z]\w*|.*\[.*")
 
 
 class Refusal(Exception):
@@ -76,8 +77,9 @@ def blamed_on(param: str | None) -> Iterator[None]:
 
 
 def of_invalid(error: ValidationError) -> Refusal:
-    """The first thing that is wrong with a body, in a sentence."""
-    found = error.errors(include_url=False, include_context=False)[0]
+    """What is wrong with a body, in a sentence."""
+    every = error.errors(include_url=False, include_context=False)
+    found = max(every, key=lambda each: len(each["loc"]))  # the deepest knows best what was meant
     if found["type"] == "json_invalid":
         return Refusal(f"the body is no JSON: {found['msg'].removeprefix('Invalid JSON: ')}; send an object")
     place = _place(found["loc"])
@@ -93,7 +95,7 @@ def of_invalid(error: ValidationError) -> Refusal:
 
 def _place(loc: Sequence[int | str]) -> str:
     """("messages", 0, "content", "str") -> messages.0.content"""
-    named = [str(part) for part in loc if isinstance(part, int) or not part.lower().startswith(_BRANCHES)]
+    named = [str(part) for part in loc if isinstance(part, int) or not _BRANCH.fullmatch(part)]
     return ".".join(named)
 
 

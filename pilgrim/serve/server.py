@@ -41,6 +41,7 @@ from pilgrim.serve.refusals import Refusal, on_refusal, our_fault
 from pilgrim.serve.settings import Office, ServeSettings
 
 GRACE_S = 5  # for connections to end when the server stops
+BACKLOG = 2048  # connections that wait to be taken up
 
 
 def create_app(models: Models, settings: ServeSettings) -> FastAPI:
@@ -169,18 +170,14 @@ class Server(uvicorn.Server):
 
 
 def bound(settings: ServeSettings) -> socket.socket:
-    """A socket at the settings' address. Raises PilgrimError if that can't be had."""
+    """A socket that listens at the settings' address. Raises PilgrimError if that can't be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    door = socket.socket(family)
-    door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        door.bind((settings.host, settings.port))
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
-        door.close()
         raise PilgrimError(
             f"{settings.host}:{settings.port} can't be listened at ({error}); give another --host or --port"
         ) from error
-    return door
 
 
 def serve(models: Models, settings: ServeSettings, say: Callable[[str], None]) -> None:

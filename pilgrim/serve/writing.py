@@ -14,7 +14,7 @@ With each token goes the place in the text where it begins, so that a client can
 tokens of a stop string are not told. All of this happens in the engine's thread.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import uuid4
@@ -22,10 +22,9 @@ from uuid import uuid4
 from pilgrim.infer.engine import Event
 from pilgrim.infer.sampling import TokenScores
 from pilgrim.infer.stopping import StopStrings
-from pilgrim.text.calls import CALL, END_OF_CALL, END_OF_RESPONSE, RESPONSE, Call, call_of
+from pilgrim.infer.tools import Tool
+from pilgrim.text.calls import BUILT_IN, CALL, END_OF_CALL, END_OF_RESPONSE, RESPONSE, Call, call_of
 from pilgrim.text.tokenizer import StreamDecoder, Tokenizer
-
-Run = Callable[[Call], str]  # a call -> its result; must not raise
 
 
 class Told(NamedTuple):
@@ -46,10 +45,10 @@ class Ran(NamedTuple):
 
 @dataclass(frozen=True)
 class Tools:
-    """What may be called: names of the client's functions, and what the server runs by name."""
+    """What may be called: names of the client's functions, and what the server runs, by name."""
 
     theirs: Collection[str] = ()
-    ours: Mapping[str, Run] = field(default_factory=dict)
+    ours: Mapping[str, Tool] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.theirs or self.ours)
@@ -159,7 +158,7 @@ class Writer:
     def _called(self) -> None:
         call = call_of(self._tokenizer.decode(self._within), f"call_{uuid4().hex[:24]}")
         if call.name in self._tools.ours:
-            result = self._tools.ours[call.name](call)
+            result = self._tools.ours[call.name](call.argument(BUILT_IN[call.name]))
             self._ran.append(Ran(call, result, self._read))
             self._answer = [RESPONSE, *self._tokenizer.encode(result), END_OF_RESPONSE]
         elif call.name in self._tools.theirs:

@@ -68,8 +68,8 @@ def call_of(text: str, call_id: str = "") -> Call:
         match json.loads(text) if text.lstrip().startswith("{") else None:
             case {"name": str(name), "arguments": dict(arguments), **others} if not others:
                 found = Call(name, dumps(arguments), call_id)
-                what_is_wrong = _wrong_arguments(found)
-                if what_is_wrong is None:
+                found.arguments.encode(), found.name.encode()  # else half a character, which no token is
+                if _wrong_arguments(found) is None:
                     return found
     except (ValueError, RecursionError):
         pass

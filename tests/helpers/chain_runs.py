@@ -4,7 +4,7 @@ The model is a chain: its layers add nothing, and its head is a table that says 
 So the reply to anything is the same text, which begins after the line end that opens the assistant's turn.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,15 +15,22 @@ from pilgrim.model.config import ModelSettings
 from pilgrim.model.transformer import Transformer
 from pilgrim.text.tokenizer import SMALLEST_VOCABULARY, train_tokenizer
 
+Said = str | Sequence[str | int]
+
 
 def chain_run(
-    folder: Path, text: str, stages: Collection[str] = ("sft",), ends: bool = True, context: int = 256
+    folder: Path, text: Said, stages: Collection[str] = ("sft",), ends: bool = True, context: int = 256
 ) -> Path:
-    """A run whose model says `text`, in which no character must come twice; for ever, unless it `ends`."""
+    """A run whose model says `text`, in which no character must come twice; for ever, unless it `ends`.
+
+    The text may be cut in pieces, with ids of special tokens among them.
+    """
     tokenizer = train_tokenizer(["bytes only"], SMALLEST_VOCABULARY)
     tokenizer.save(folder / "tokenizer")
-    last = tokenizer.im_end_id if ends else tokenizer.encode(text)[0]
-    model = chain_model([*tokenizer.encode("\n" + text), last], context)
+    pieces = [text] if isinstance(text, str) else text
+    said = [i for piece in pieces for i in ([piece] if isinstance(piece, int) else tokenizer.encode(piece))]
+    last = tokenizer.im_end_id if ends else said[0]
+    model = chain_model([*tokenizer.encode("\n"), *said, last], context)
     for stage in stages:
         state = {"model_config": model.config.model_dump()}
         CheckpointStore(folder / stage / "checkpoints").save(1, {"model": model.weights()}, state)
