@@ -64,7 +64,7 @@ def create_app(models: Models, settings: ServeSettings) -> FastAPI:
     _add_models(app, models)
     _add_writing(app, Office(models, settings))
     _add_looking(app, models)
-    add_page(app, settings.chats and Chats(settings.chats))
+    add_page(app, Chats(settings.chats) if settings.chats else None)
     _add_refusals(app)
     app.openapi = description_of(app)  # type: ignore[method-assign]
     paths = {path for route in app.routes if (path := getattr(route, "path", None))}
