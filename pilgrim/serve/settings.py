@@ -23,6 +23,7 @@ class ServeSettings:
     max_body_bytes: int = 4 * 2**20
     stall_s: float = 60.0  # that a client may read nothing, or take to send a body
     log_chats: Path | None = None  # where to; None: nowhere
+    chats: Path | None = None  # the page's (history.py); None: it keeps none
 
     @property
     def local(self) -> bool:
