@@ -95,7 +95,7 @@ def test_what_is_derived_is_shown() -> None:
     as_in_pretraining = {("midtrain", "context"), ("midtrain", "rope_theta")}
     of_data = {("midtrain", "mixture"), ("sft", "mixture")}
     # threads: as many as torch chooses on the machine at hand
-    as_it_was = nothing_grows | all_weights | untaught | no_windows | unbounded | as_in_pretraining | of_data
+    as_it_was = nothing_grows | all_weights | no_windows | unbounded | as_in_pretraining | of_data
     assert hidden == {("runtime", "threads")} | found_later | as_it_was
 
 
