@@ -44,7 +44,7 @@ def read_parquet(
                     yield number, row
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}: behind row {number} is text that is no valid UTF-8 ({error.reason}); make the file again"
+            f"{path}: behind row {number} is text that is no valid UTF-8 ({error.reason}); make the file anew"
         ) from None
     except ArrowInvalid as error:
         reason = str(error).splitlines()[0]
