@@ -107,7 +107,7 @@ def calls_from(items: Any, where: str) -> tuple[Call, ...]:
 def tools_from(items: Any, place: str) -> tuple[str, ...]:
     """The functions that `tools` defines, in OpenAI's shape, each as a line of JSON. Raises DataError."""
     if isinstance(items, str):  # as some public datasets keep them
-        items = _loads(items, f'{place}: "tools"')
+        items = _loads(items.strip() or "null", f'{place}: "tools"')
     if items is None:
         return ()
     if not isinstance(items, list):

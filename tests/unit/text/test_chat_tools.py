@@ -335,6 +335,11 @@ def test_bad_definitions_are_refused_with_their_place(tools: Any, complaint: str
         messages_from_row({"messages": [ASK, SPEAK], "tools": tools}, "chats.jsonl:3")
 
 
+@pytest.mark.parametrize("none", [None, "", " ", "null", [], "[]"])
+def test_rows_without_definitions(none: Any) -> None:
+    assert len(messages_from_row({"messages": [ASK, SPEAK], "tools": none}, "here")) == 2
+
+
 def test_messages_are_numbered_as_in_the_row() -> None:
     row = {"messages": [ASK, SPEAK, SPEAK], "tools": [WEATHER]}
     with pytest.raises(DataError, match="message 3 is the assistant's where the user's is due"):
