@@ -120,7 +120,7 @@ def made(preset: str, runtime: Runtime) -> tuple[Any, int]:
     if runtime.parallel != "fsdp":
         model = model.to(runtime.device)
     choice = activated(runtime.processes.by_first(lambda: choose(runtime, model.config, micro_rows)))
-    parallel = in_parallel(model, losses_of(model, runtime, choice.backend), runtime)
+    parallel = in_parallel(model, losses_of(model, runtime, choice.backend)[0], runtime)
     optimizers = Optimizers(model, RATES, runtime.dtype, runtime.compile, runtime.parallel)
     generator = runtime.generator("tokens", runtime.processes.rank)
     ids = torch.randint(vocabulary, (rows, context + 1), generator=generator)

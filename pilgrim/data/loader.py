@@ -14,7 +14,7 @@ from how many rows of which length were taken, so that is what the position says
 Shapes: b rows, t tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
@@ -48,6 +48,9 @@ class Batch:
     starts_bd: Tensor | None = None
     # The batch of which this is one process's share; None: this is all of it.
     whole: "Batch | None" = field(default=None, kw_only=True)
+    # Further numbers of every place, by name, [b, t] or [b, t, k]: what an objective (train/objective.py)
+    # wants to know besides. 0 in padding.
+    extra: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     @property
     def trained_tokens(self) -> int:
@@ -65,14 +68,20 @@ class Batch:
             return self
         n = processes.share(self.inputs_bt.shape[0])
         mine = slice(processes.rank * n, (processes.rank + 1) * n)
-        some = Batch(self.inputs_bt[mine], self.targets_bt[mine], self.documents_bt[mine])
+        some = Batch(
+            self.inputs_bt[mine],
+            self.targets_bt[mine],
+            self.documents_bt[mine],
+            extra=self._extra(lambda x: x[mine]),
+        )
         return replace(some.filled(n), whole=self)
 
     def nothing(self) -> "Batch":
         """Padding in the shape of this batch."""
-        return Batch(self.inputs_bt[:0], self.targets_bt[:0], self.documents_bt[:0]).filled(
-            self.inputs_bt.shape[0]
+        none = Batch(
+            self.inputs_bt[:0], self.targets_bt[:0], self.documents_bt[:0], extra=self._extra(lambda x: x[:0])
         )
+        return none.filled(self.inputs_bt.shape[0])
 
     def filled(self, rows: int) -> "Batch":
         """The batch with rows of padding added up to `rows`, so that compiled code sees one shape only."""
@@ -80,17 +89,27 @@ class Batch:
         if missing == 0:
             return self
 
-        def more(x: Tensor, value: int) -> Tensor:
-            return torch.cat([x, x.new_full((missing, x.shape[1]), value)])
+        def more(x: Tensor, value: int = 0) -> Tensor:
+            return torch.cat([x, x.new_full((missing, *x.shape[1:]), value)])
 
-        return Batch(more(self.inputs_bt, 0), more(self.targets_bt, IGNORED), more(self.documents_bt, -1))
+        return Batch(
+            more(self.inputs_bt),
+            more(self.targets_bt, IGNORED),
+            more(self.documents_bt, -1),
+            extra=self._extra(more),
+        )
 
     def micro(self, rows: int) -> Iterator["Batch"]:
         """The batch in parts of at most `rows` rows, for gradient accumulation."""
         for first in range(0, self.inputs_bt.shape[0], rows):
             part = slice(first, first + rows)
-            starts = None if self.starts_bd is None else self.starts_bd[part]
-            yield Batch(self.inputs_bt[part], self.targets_bt[part], self.documents_bt[part], starts)
+            yield Batch(
+                self.inputs_bt[part],
+                self.targets_bt[part],
+                self.documents_bt[part],
+                None if self.starts_bd is None else self.starts_bd[part],
+                extra={name: x[part] for name, x in self.extra.items()},
+            )
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device; nobody waits for the copy if this one is pinned (data/prefetch.py)."""
@@ -98,12 +117,20 @@ class Batch:
             return self
         starts_bd = document_starts(self.documents_bt) if self.starts_bd is None else self.starts_bd
         parts = (self.inputs_bt, self.targets_bt, self.documents_bt, starts_bd)
-        return Batch(*(x.to(device, non_blocking=True) for x in parts))
+
+        def there(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
+        return Batch(*map(there, parts), extra=self._extra(there))
 
     def pinned(self) -> "Batch":
         """The same batch in memory that a GPU reads by itself. Needs CUDA."""
         parts = (self.inputs_bt, self.targets_bt, self.documents_bt, document_starts(self.documents_bt))
-        return Batch(*(x.pin_memory() for x in parts), whole=self.whole)
+        pinned = Batch(*(x.pin_memory() for x in parts), whole=self.whole)
+        return replace(pinned, extra=self._extra(lambda x: x.pin_memory()))
+
+    def _extra(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        return {name: change(x) for name, x in self.extra.items()}
 
 
 class Rows(Protocol):
@@ -213,11 +240,12 @@ def one_pass(tokens: TokenSet, context: int, end_id: int, rows: int) -> Iterator
 
 
 def stack(rows: Sequence[Batch]) -> Batch:
-    """Rows of b = 1 as one batch."""
+    """Rows of b = 1 as one batch; all of them have the same `extra` numbers."""
     return Batch(
         torch.cat([row.inputs_bt for row in rows]),
         torch.cat([row.targets_bt for row in rows]),
         torch.cat([row.documents_bt for row in rows]),
+        extra={name: torch.cat([row.extra[name] for row in rows]) for name in rows[0].extra},
     )
 
 

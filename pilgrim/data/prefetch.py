@@ -26,6 +26,34 @@ AHEAD = 2  # batches ready at most: one may take long (a window is packed) while
 Step = tuple[Batch, Position]
 
 
+class InTurn:
+    """The same without a thread, for batches that must not be made ahead: those that follow from the weights.
+
+    `waited_s` is the time that it took to make them.
+    """
+
+    def __init__(self, stream: Iterator[Step], device: torch.device) -> None:
+        self.waited_s = 0.0
+        self._stream = stream
+
+    def __enter__(self) -> "InTurn":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is to be ended."""
+
+    def __iter__(self) -> Iterator[Step]:
+        return self
+
+    def __next__(self) -> Step:
+        began_s = time.perf_counter()
+        found = next(self._stream)
+        self.waited_s += time.perf_counter() - began_s
+        return found
+
+
 class Prefetch:
     """An iterator over `stream`, a thread ahead of the caller. Use it in a `with`, which ends the thread.
 

@@ -22,11 +22,11 @@ import tomli_w
 
 from pilgrim.core.files import read_json
 from pilgrim.core.runlog import read_rows
+from pilgrim.core.stages import CHAT
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.count import kv_cache_bytes, parameters, weight_bytes
 
 LICENCES = Path(__file__).parents[1] / "assets" / "SOURCES.md"
-TOKEN_SETS = {"pretrain": ("train",), "midtrain": ("train", "chat_train"), "sft": ("train", "chat_train")}
 BEHAVIOURS = {"ended": "ends its reply by itself", "looped": "loops", "named": "gives its name when asked"}
 SOURCES_SHOWN = 40
 UNKNOWN = ("", "**not known to pilgrim: state it before you publish this model**", "")
@@ -84,7 +84,7 @@ def _introduction(subject: Subject) -> str:
 
 
 def _usage(subject: Subject) -> str:
-    if subject.stage in ("sft", "midtrain"):
+    if subject.stage in (*CHAT, "midtrain"):
         prompt = [
             'messages = [{"role": "user", "content": "Tell me a story about a dog."}]',
             "prompt = tokenizer.apply_chat_template(",
@@ -153,7 +153,7 @@ def _evaluation(subject: Subject) -> str:
     if subject.finished and result_file.exists():
         result = read_json(result_file)
         bpb = result["bpb"].get(subject.stage, {}).get("bpb")
-        if subject.stage == "sft":  # the only stage whose replies are measured
+        if subject.stage in CHAT:  # of the last stage, and only of one that answers, replies are measured
             replies = [(what, result.get("behaviour", {}).get(key)) for key, what in BEHAVIOURS.items()]
     else:
         evaluations = read_rows(subject.run / subject.stage / "evals.jsonl")
@@ -229,7 +229,7 @@ def _document_counts(subject: Subject) -> dict[str, int]:
     """Documents of each source in the token sets that the stages up to this one were trained on."""
     counts: Counter[str] = Counter()
     if subject.run is not None and subject.stage is not None:
-        for name in TOKEN_SETS[subject.stage]:
+        for name in ("train",) if subject.stage == "pretrain" else ("train", "chat_train"):
             manifest = subject.run / "shards" / f"{name}.json"
             if manifest.exists():
                 for source, count in read_json(manifest)["sources"].items():

@@ -14,12 +14,11 @@ from pilgrim.core.checkpoint import CheckpointStore
 from pilgrim.core.errors import CheckpointError, DataError
 from pilgrim.core.files import read_json, sha256_file
 from pilgrim.core.runtime import Runtime
+from pilgrim.core.stages import TRAINED
 from pilgrim.infer.engine import Engine
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.transformer import Transformer
 from pilgrim.text.tokenizer import Tokenizer
-
-TRAINED_STAGES = ("sft", "midtrain", "pretrain")  # the last first
 
 
 def tell(sentence: str) -> None:
@@ -29,7 +28,7 @@ def tell(sentence: str) -> None:
 
 def newest_stage(run_folder: Path) -> str:
     """The last stage of a run that has a checkpoint. Raises CheckpointError if none has."""
-    for stage in TRAINED_STAGES:
+    for stage in reversed(TRAINED):
         if CheckpointStore(run_folder / stage / "checkpoints").steps():
             return stage
     raise CheckpointError(f"{run_folder} holds no trained model yet; train one with `pilgrim run`")

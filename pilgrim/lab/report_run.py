@@ -12,14 +12,14 @@ from typing import Any
 from pilgrim.core.config import load_toml
 from pilgrim.core.files import read_json
 from pilgrim.core.runlog import read_rows
+from pilgrim.core.stages import TRAINED
 from pilgrim.lab.report_curves import is_number
 from pilgrim.lab.report_text import plain
 
 Row = dict[str, Any]
 
-JOURNEY = ("tokenizer", "shards", "pretrain", "midtrain", "sft", "preference", "rl", "evaluate")
-OPTIONAL = ("midtrain", "sft")  # part of a journey only if its recipe has a table of that name
-LATER = ("preference", "rl")  # part of a journey only if they left something
+JOURNEY = ("tokenizer", "shards", *TRAINED, "evaluate")
+OPTIONAL = TRAINED[1:]  # part of a journey only if its recipe has a table of that name
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def read_stages(run_folder: Path, recipe: Row | None) -> list[Stage]:
     present = {file.parent.name for file in traces}
 
     def belongs(name: str) -> bool:
-        left_out = name in LATER or (name in OPTIONAL and recipe is not None and name not in recipe)
+        left_out = name in OPTIONAL and recipe is not None and name not in recipe
         return name in present or not left_out
 
     *known, last = [name for name in JOURNEY if belongs(name)]

@@ -30,10 +30,11 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from pilgrim.core import machine
 from pilgrim.core.errors import PilgrimError, SettingsError
 from pilgrim.core.files import read_json
+from pilgrim.core.stages import TRAINED
 from pilgrim.launch.lifeline import PARENT, die_with_parent
 from pilgrim.launch.verdict import CRASHED, DONE, MEND, REPORT
 from pilgrim.launch.worker import ERROR_FILE
-from pilgrim.stages.recipe import TRAINED, Recipe, load_recipe
+from pilgrim.stages.recipe import Recipe, load_recipe
 
 # What torch says on stderr of a rank that ended; the supervisor says it better.
 TALKATIVE = ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api")
@@ -71,9 +72,10 @@ class Logs(LogsSpecs):
 def refuse_more_than_rows(recipe: Recipe, processes: int) -> None:
     """Raises SettingsError if a step of some stage has not a row for each process."""
     for stage in TRAINED:
-        settings = getattr(recipe, stage)
+        settings = recipe.training(stage)
         if settings is None:
             continue
+        assert settings.rows is not None
         rows = min([settings.rows, *(few for _, few in (settings.grow and settings.grow.rows) or ())])
         if rows < processes:
             raise SettingsError(

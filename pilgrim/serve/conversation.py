@@ -4,7 +4,8 @@ The model itself remembers nothing. At every turn it is shown the conversation s
 in training, and continues it; the engine's session sees to it that only what is new is really read. When
 a conversation outgrows the model's context, the oldest exchanges are left out of what it is shown.
 
-A run that has not come to "sft" has only a base model: it knows no turns and just continues a text.
+A run that has not come to its first stage of CHAT (core/stages.py) has only a base model: it knows no turns
+and just continues a text.
 """
 
 import time
@@ -16,6 +17,7 @@ from typing import Any
 
 from pilgrim.core.errors import SettingsError
 from pilgrim.core.runtime import Runtime
+from pilgrim.core.stages import CHAT
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.load import load_engine, load_tokenizer, newest_stage
 from pilgrim.infer.sampling import Sampling
@@ -137,11 +139,11 @@ def open_conversation(
     """
     stage = newest_stage(run_folder)
     tokenizer = load_tokenizer(run_folder)
-    if stage != "sft" and system is not None:
+    if stage not in CHAT and system is not None:
         raise SettingsError(
             f"{run_folder} has only a base model yet, which knows no system prompt; leave it out, or "
             "let `pilgrim run` go on to sft"
         )
     engine = load_engine(run_folder / stage, tokenizer, runtime, rows=1, on_damage=on_damage)
-    kind = Conversation if stage == "sft" else Continuation
+    kind = Conversation if stage in CHAT else Continuation
     return kind(engine, tokenizer, system), stage

@@ -10,13 +10,14 @@ from pilgrim.core.config import build, load_toml
 from pilgrim.core.console import Console
 from pilgrim.core.errors import DataError
 from pilgrim.core.files import write_json_atomic
+from pilgrim.core.stages import CHAT, TRAINED
 from pilgrim.data.conversations import Prompt, read_prompts
 from pilgrim.data.loader import one_pass
 from pilgrim.evals.behaviour import Reply, measure
 from pilgrim.evals.compression import bits
 from pilgrim.infer.dealing import dealt_replies
 from pilgrim.infer.engine import Engine
-from pilgrim.infer.load import TRAINED_STAGES, load_engine, load_model
+from pilgrim.infer.load import load_engine, load_model
 from pilgrim.infer.sampling import Sampling
 from pilgrim.stages.journey import Journey, console_of, finished, only_writer, refuse_older, run_stage
 from pilgrim.stages.recipe import Recipe
@@ -35,7 +36,7 @@ def run(journey: Journey) -> dict[str, Any]:
     """Write `evaluate/result.json`; the summary has the shares and the bits per byte."""
     recipe, runtime = journey.recipe, journey.runtime
     tokenizer, _ = run_tokenizer(journey)
-    stages = [s for s in reversed(TRAINED_STAGES) if getattr(recipe, s) is not None]
+    stages = [stage for stage in TRAINED if recipe.training(stage)]
     for stage in stages:
         finished(journey, stage)
     val, losses = token_set(journey, "val"), compiled_token_losses(runtime)
@@ -53,9 +54,9 @@ def run(journey: Journey) -> dict[str, Any]:
             "sources": bits_by_source(val, each),
         }
         journey.console.say(_in_words(stage, result["bpb"][stage]))
-    if recipe.sft is not None:
-        refuse = refuse_older(journey, "sft")
-        engine = load_engine(journey.folder / "sft", tokenizer, runtime, on_damage=refuse)
+    if (last := recipe.stage_before("evaluate")) in CHAT:
+        refuse = refuse_older(journey, last)
+        engine = load_engine(journey.folder / last, tokenizer, runtime, on_damage=refuse)
         result |= behaviour(journey, engine, tokenizer)
     if runtime.processes.first:
         write_json_atomic(journey.stage_folder("evaluate") / "result.json", result, journey.may_write)

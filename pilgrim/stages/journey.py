@@ -29,11 +29,12 @@ from pilgrim.core.files import explained, read_json, sha256_file, write_atomic, 
 from pilgrim.core.processes import ALONE, Processes
 from pilgrim.core.runlog import RunLog, write_provenance
 from pilgrim.core.runtime import Runtime
+from pilgrim.core.stages import TRAINED
 from pilgrim.data.sources import find
 from pilgrim.model.attention_choice import refuse_impossible
 from pilgrim.model.precision import refuse_odd_sizes
 from pilgrim.stages import fit
-from pilgrim.stages.recipe import TRAINED, Recipe, load_recipe
+from pilgrim.stages.recipe import Recipe, load_recipe
 
 STAGES = {
     "tokenizer": "learn a vocabulary from the text",

@@ -26,6 +26,7 @@ from pilgrim.core.errors import CheckpointError, SettingsError
 from pilgrim.core.files import explained, read_json, write_atomic
 from pilgrim.core.runlog import write_provenance
 from pilgrim.core.runtime import Runtime
+from pilgrim.core.stages import TRAINED
 from pilgrim.infer.load import load_model, newest_stage
 from pilgrim.lab.profile.analysis import Setting, analyse
 from pilgrim.lab.profile.capture import capture
@@ -34,7 +35,7 @@ from pilgrim.lab.profile.steps import GenerationSteps, TrainingSteps, Work
 from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
 from pilgrim.stages.journey import Journey, console_of, only_writer, run_journey
-from pilgrim.stages.recipe import TRAINED, Recipe, load_recipe
+from pilgrim.stages.recipe import Recipe, load_recipe
 from pilgrim.stages.shards import run_tokenizer
 from pilgrim.stages.training import ATTENTION, Plan, assemble
 from pilgrim.train.keeping import State, load_weights
@@ -99,7 +100,7 @@ def check(recipe: Recipe, stage: str, steps: int, warmup: int) -> None:
         known = ", ".join((*TRAINED, GENERATE))
         raise SettingsError(f"--stage {stage}: no stage of that name can be profiled; those are {known}")
     if stage != GENERATE and getattr(recipe, stage) is None:
-        has = ", ".join([s for s in TRAINED if getattr(recipe, s)] + [GENERATE])
+        has = ", ".join([s for s in TRAINED if recipe.training(s)] + [GENERATE])
         raise SettingsError(
             f"--stage {stage}: this recipe has no [{stage}] table; add one, or profile one of {has}"
         )

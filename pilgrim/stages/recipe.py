@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from pilgrim.core.config import Settings, apply_overrides, build, load_toml
 from pilgrim.core.runtime import RuntimeSettings
+from pilgrim.core.stages import TRAINED
 from pilgrim.data.sources import DataSettings
 from pilgrim.evals.core_tasks import TASKS
 from pilgrim.model.bigram import LARGEST_VOCABULARY
@@ -27,7 +28,6 @@ from pilgrim.train.settings import TrainSettings
 
 T = TypeVar("T", bound=TrainSettings)
 
-TRAINED = ("pretrain", "midtrain", "sft")  # the tables of stages that train
 MIDTRAIN_SHARE = 0.15  # of the pretraining steps, where the recipe names no number
 
 
@@ -139,7 +139,7 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _stages_are_consistent(self) -> "Recipe":
         for name in TRAINED:
-            settings: TrainSettings | None = getattr(self, name)
+            settings = self.training(name)
             if settings and (what := settings.contradiction(name)):
                 raise ValueError(what)
             grow = (settings and settings.grow) or GrowSettings()
@@ -159,6 +159,16 @@ class Recipe(Settings):
                         f"and go no higher; write that as its last value"
                     )
         return self
+
+    def training(self, stage: str) -> TrainSettings | None:
+        """The settings of a stage that trains; None if the journey goes without it."""
+        settings: TrainSettings | None = getattr(self, stage, None)
+        return settings
+
+    def stage_before(self, stage: str) -> str:
+        """The trained stage whose weights `stage` begins with; for "evaluate" the last one."""
+        before = TRAINED[: TRAINED.index(stage)] if stage in TRAINED else TRAINED
+        return next(name for name in reversed(before) if self.training(name))
 
     def resolved(self) -> "Recipe":
         """The same recipe with everything derived written out."""

@@ -15,6 +15,5 @@ def plan(journey: Journey) -> Plan:
     """What this stage trains on, and from which weights."""
     recipe = journey.recipe
     assert recipe.sft is not None
-    before = "midtrain" if recipe.midtrain else "pretrain"
-    begin = weights_of(journey, before)
+    begin = weights_of(journey, recipe.stage_before("sft"))
     return Plan("sft", recipe.sft, lambda packed: packed("chat_train"), begin, chat=True)

@@ -29,6 +29,7 @@ from pilgrim.stages.watching import Watching
 from pilgrim.train.fit import MicroBatch
 from pilgrim.train.keeping import State, load_weights
 from pilgrim.train.loop import Loop, Parts
+from pilgrim.train.objective import NEXT_TOKEN, Objective, with_sums
 from pilgrim.train.parallel import in_parallel, losses_of
 from pilgrim.train.settings import TrainSettings
 from pilgrim.train.validation import ByDocument, validate
@@ -45,6 +46,8 @@ class Plan:
     rows: Callable[[Callable[[str], PackedRows]], Rows]  # from (a token set's name -> its packed rows)
     begin: Callable[[Transformer], None]  # fills in the weights that the stage begins with
     chat: bool  # it teaches conversations: they are validated and sampled too
+    objective: Objective = NEXT_TOKEN
+    ahead: bool = True  # batches may be made ahead of the step (train/loop.py)
 
 
 def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None], notes: Path) -> Parts:
@@ -80,7 +83,8 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
     )
     rows = micro.rows(runtime.processes.share(settings.rows), model.config.context)
     attention = chosen_attention(journey, model.config, rows, log, notes)
-    parallel = in_parallel(model, losses_of(model, runtime, attention.backend), runtime)
+    losses, measured = losses_of(model, runtime, attention.backend, plan.objective.head_loss)
+    parallel = in_parallel(model, losses, runtime, measured)
     held_out = {"": token_set(journey, "val")}
     if plan.chat:
         held_out["chat_"] = token_set(journey, "chat_val")
@@ -106,7 +110,7 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         optimizers,
         recipe.optim,
         plan.rows(packed),
-        parallel.losses,
+        with_sums(parallel.losses, plan.objective),
         micro,
         evaluate,
         runtime,
@@ -116,6 +120,8 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         journey.console,
         quietly=parallel.quietly,
         health=recipe.health,
+        objective=plan.objective,
+        ahead=plan.ahead,
     )
 
 

@@ -21,7 +21,7 @@ from pilgrim.data.loader import Batch
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.fit import MicroBatch, measure, too_little
 from pilgrim.train.grow import Phase, grown_windows
-from pilgrim.train.step import Quietly, StepResult, TokenLosses, accumulate
+from pilgrim.train.step import Divisor, Quietly, StepResult, TokenLosses, accumulate, trained_tokens
 
 NOTE = "out_of_memory.json"  # in a stage's folder
 
@@ -38,9 +38,10 @@ class Gradients:
         log: RunLog,
         console: Console,
         quietly: Quietly = nullcontext,
+        divisor: Divisor = trained_tokens,
     ) -> None:
         self.model, self.losses, self.micro, self.runtime = model, losses, micro, runtime
-        self.log, self.console, self.quietly = log, console, quietly
+        self.log, self.console, self.quietly, self.divisor = log, console, quietly, divisor
 
     def rows(self, phase: Phase) -> int:
         """Rows of a microbatch of this process's share."""
@@ -65,7 +66,7 @@ class Gradients:
         try:
             with grown_windows(self.model, phase):
                 return accumulate(
-                    self.model, batch, self.rows(phase), self.losses, self.runtime, self.quietly
+                    self.model, batch, self.rows(phase), self.losses, self.runtime, self.quietly, self.divisor
                 )
         except torch.OutOfMemoryError:
             return None

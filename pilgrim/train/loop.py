@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import record_function
 
 from pilgrim.core.checkpoint import CheckpointStore
@@ -33,7 +34,7 @@ from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.core.runtime import Runtime
 from pilgrim.core.watchdog import UNWATCHED, Watchdog
 from pilgrim.data.loader import Batch, Position, Rows
-from pilgrim.data.prefetch import Prefetch
+from pilgrim.data.prefetch import InTurn, Prefetch
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim import schedule
 from pilgrim.optim.groups import Optimizers, OptimSettings
@@ -43,6 +44,7 @@ from pilgrim.train.gradients import Gradients
 from pilgrim.train.grow import grown_batches, phase_at, phases
 from pilgrim.train.health import Health, HealthSettings, Verdict, read
 from pilgrim.train.keeping import COUNTS, State, keep, put_back
+from pilgrim.train.objective import NEXT_TOKEN, Objective
 from pilgrim.train.settings import TrainSettings
 from pilgrim.train.step import Quietly, TokenLosses
 from pilgrim.train.stopping import Agreed, stop_asked
@@ -70,6 +72,8 @@ class Parts:
     watchdog: Watchdog = UNWATCHED
     quietly: Quietly = nullcontext  # around all microbatches but the last (train/parallel.py)
     health: HealthSettings = field(default_factory=HealthSettings)
+    objective: Objective = NEXT_TOKEN  # of which `losses` are made
+    ahead: bool = True  # batches may be made ahead; not so where they depend on the weights of now
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Row:
     position: Position | None  # of the loader, behind its batch
     measured: dict[str, float]
     verdict: Verdict
+    sums_k: Tensor | None  # what the objective wants logged; on the device
 
 
 @dataclass
@@ -106,7 +111,14 @@ class Loop:
         self.state = State()
         self.window = Window()
         self.gradients = Gradients(
-            parts.model, parts.losses, parts.micro, parts.runtime, parts.log, parts.console, parts.quietly
+            parts.model,
+            parts.losses,
+            parts.micro,
+            parts.runtime,
+            parts.log,
+            parts.console,
+            parts.quietly,
+            parts.objective.divisor,
         )
         self.health = Health(parts.health, parts.runtime.device)
         self.faults = Faults(parts.health, parts.folder, parts.log, parts.console)
@@ -142,7 +154,7 @@ class Loop:
         made = grown_batches(parts.rows, self.phases, state.step, state.position)
         shares = ((batch.share(self.processes), position) for batch, position in made)
         with (
-            Prefetch(shares, parts.runtime.device) as stream,
+            (Prefetch if parts.ahead else InTurn)(shares, parts.runtime.device) as stream,
             parts.console.progress(self.steps, "step", state.step) as progress,
         ):
             self._evaluate_if_due()
@@ -231,7 +243,7 @@ class Loop:
         state.tokens += tokens
         self.window.tokens += tokens
         measured = {"learning_rate": parts.optim.matrix_lr * multiplier, "tokens": state.tokens}
-        self.window.rows.append(Row(state.step, state.position, measured, verdict))
+        self.window.rows.append(Row(state.step, state.position, measured, verdict, result.sums_k))
 
     def _look(self) -> dict[str, float]:
         """Write the window's rows, and see to bad steps. The only place that waits for the device."""
@@ -239,9 +251,13 @@ class Loop:
         loss = math.nan
         with record_function("pilgrim.sync"):  # what still runs on the device is waited for here
             found = [read(row.verdict) for row in window.rows]
-        for row, judged in zip(window.rows, found, strict=True):
+            told = [
+                {} if row.sums_k is None else parts.objective.measures(row.sums_k.tolist())
+                for row in window.rows
+            ]
+        for row, judged, more in zip(window.rows, found, told, strict=True):
             loss = judged.loss
-            parts.log.metrics(row.step, loss=loss, grad_norm=judged.grad_norm, **row.measured)
+            parts.log.metrics(row.step, loss=loss, grad_norm=judged.grad_norm, **row.measured, **more)
             if fault := in_step(row.step, judged, row.position):
                 self._see_to(fault)
             else:

@@ -11,6 +11,12 @@ from that the gradients of the hidden states and of the head. That is possible b
 for a gradient, because a sum hands every one of its terms the same factor, which can come later.
 (Liger-Kernel, Hsu et al. 2024, arXiv 2410.10989, does it on GPUs.)
 
+Where tokens have factors of their own, which depend on how likely the tokens were (preferences, policy
+gradients), that does not work. `LinearLogProbs` makes the scores a second time in backward instead.
+
+What is trained for is said by a *head loss*: a function of the last hidden states, the head's weights and the
+batch. `next_token_losses` is the ordinary one; train/objective.py says what else belongs to an objective.
+
 Shapes: b rows, t tokens; n = b · t tokens, w width, v vocabulary.
 """
 
@@ -27,8 +33,6 @@ from pilgrim.model.attention_kernels import Backend, Layout
 from pilgrim.model.layers import softcapped
 from pilgrim.model.transformer import Transformer
 
-HeadLosses = Callable[[Tensor, Tensor, Tensor, float | None], tuple[Tensor, Tensor]]
-
 CHUNK = 1024  # tokens whose scores are held at a time
 
 
@@ -37,6 +41,11 @@ class Losses(NamedTuple):
 
     total: Tensor  # fp32 scalar
     each_bt: Tensor  # fp32 [b, t]; 0 where no loss counts
+    sums_k: Tensor | None = None  # fp32 [k], no gradient: what an objective wants logged, as sums
+
+
+# (hidden_btw, head_vw, the batch, softcap) -> its losses
+HeadLoss = Callable[[Tensor, Tensor, Batch, float | None], Losses]
 
 
 def token_losses(
@@ -45,26 +54,34 @@ def token_losses(
     dtype: torch.dtype,
     backend: Backend | None = None,
     layout: Layout = None,
-    head_losses: HeadLosses | None = None,
+    head_loss: HeadLoss | None = None,
 ) -> Losses:
-    """Negative log-likelihood of the batch's targets: their sum, to train on, and each, to measure.
+    """The losses of a batch: their sum, to train on, and each token's, to measure.
 
-    `backend` and `layout` are for `packed_attention`; `head_losses` is `linear_cross_entropy`, or compiled.
+    `backend` and `layout` are for `packed_attention`; `head_loss` is `next_token_losses`, or another one.
     """
-    head_losses = head_losses or linear_cross_entropy
+    head_loss = head_loss or next_token_losses
     attend = packed_attention(batch.documents_bt, dtype, model.windows, backend, layout)
     hidden = model(batch.inputs_bt, attend, dtype=dtype)
+    return head_loss(hidden, model.lm_head.weight, batch, model.config.softcap)
+
+
+def next_token_losses(hidden_btw: Tensor, head_vw: Tensor, batch: Batch, softcap: float | None) -> Losses:
+    """Negative log-likelihood of the batch's targets."""
     targets_n = batch.targets_bt.flatten()
-    total, each_n = head_losses(hidden.flatten(0, 1), model.lm_head.weight, targets_n, model.config.softcap)
+    total, each_n = LinearCrossEntropy.apply(hidden_btw.flatten(0, 1), head_vw, targets_n, softcap)  # type: ignore[no-untyped-call]
     return Losses(total, each_n.view_as(batch.targets_bt))
 
 
-def linear_cross_entropy(
+def linear_logprobs(
     hidden_nw: Tensor, head_vw: Tensor, targets_n: Tensor, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """The summed loss, and each token's without a gradient."""
-    total, each_n = LinearCrossEntropy.apply(hidden_nw, head_vw, targets_n, softcap)  # type: ignore[no-untyped-call]
-    return total, each_n
+    """Of each target, fp32 [n]: its log-probability, with a gradient, and the entropy of what was foreseen.
+
+    Both in nats, and 0 where the target is IGNORED.
+    """
+    logprobs_n, entropies_n = LinearLogProbs.apply(hidden_nw, head_vw, targets_n, softcap)  # type: ignore[no-untyped-call]
+    return logprobs_n, entropies_n
 
 
 def plain_token_losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> Tensor:
@@ -115,3 +132,52 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
         d_hidden, d_head = ctx.saved_tensors
         return (d_hidden * factor).to(d_hidden.dtype), d_head * factor, None, None
+
+
+class LinearLogProbs(torch.autograd.Function):
+    """(hidden_nw, head_vw, targets_n, softcap) -> (log-probabilities [n], entropies [n] without a gradient).
+
+    With s = head · h and target y the log-probability is s[y] - log(sum(exp(s))); its gradient with respect
+    to the scores is one at y, less softmax(s). Forward keeps that logarithm of each token and no scores;
+    backward makes them again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_nw: Tensor, head_vw: Tensor, targets_n: Tensor, softcap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        head = head_vw.to(hidden_nw.dtype)
+        logprobs, entropies, normalizers = [], [], []
+        for hidden, targets in zip(hidden_nw.split(CHUNK), targets_n.split(CHUNK), strict=True):
+            scores = softcapped(F.linear(hidden, head), softcap).float()
+            normalizer = scores.logsumexp(-1, keepdim=True)
+            counts = (targets != IGNORED)[:, None].float()
+            target = targets.clamp(min=0)[:, None]
+            logprobs.append((scores.gather(1, target) - normalizer) * counts)
+            mean_score = ((scores - normalizer).exp() * scores).sum(-1, keepdim=True)
+            entropies.append((normalizer - mean_score) * counts)
+            normalizers.append(normalizer)
+        ctx.save_for_backward(hidden_nw, head_vw, targets_n, torch.cat(normalizers))
+        ctx.softcap = softcap
+        entropies_n = torch.cat(entropies).flatten()
+        ctx.mark_non_differentiable(entropies_n)
+        return torch.cat(logprobs).flatten(), entropies_n
+
+    @staticmethod
+    def backward(ctx: Any, factor_n: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden_nw, head_vw, targets_n, normalizer_n1 = ctx.saved_tensors
+        head = head_vw.to(hidden_nw.dtype)
+        d_hidden, d_head = [], torch.zeros_like(head_vw, dtype=torch.float32)
+        chunks = (hidden_nw, targets_n, normalizer_n1, factor_n)
+        for hidden, targets, normalizer, factor in zip(*(x.split(CHUNK) for x in chunks), strict=True):
+            scores = softcapped(F.linear(hidden, head), ctx.softcap).float()
+            factor = (factor * (targets != IGNORED))[:, None]
+            d_scores = (-factor * (scores - normalizer).exp()).scatter_add(
+                1, targets.clamp(min=0)[:, None], factor
+            )
+            if ctx.softcap is not None:
+                d_scores = d_scores * (1 - (scores / ctx.softcap) ** 2)
+            d_scores = d_scores.to(hidden.dtype)
+            d_hidden.append(d_scores @ head)
+            d_head += d_scores.T @ hidden
+        return torch.cat(d_hidden), d_head.to(head_vw.dtype), None, None

@@ -34,7 +34,7 @@ from pilgrim.core.slices import whole
 from pilgrim.data.loader import Batch
 from pilgrim.model.attention_kernels import Backend
 from pilgrim.model.transformer import Transformer
-from pilgrim.train.losses import Losses
+from pilgrim.train.losses import HeadLoss, Losses, next_token_losses
 from pilgrim.train.step import Quietly, TokenLosses, compiled_token_losses, losses_by_block
 
 
@@ -51,37 +51,50 @@ class Parallel:
 class SummedLoss(nn.Module):
     """Microbatch -> its losses: what is wrapped."""
 
-    def __init__(self, model: Transformer, losses: TokenLosses) -> None:
+    def __init__(self, model: Transformer, losses: TokenLosses, measured: TokenLosses) -> None:
         super().__init__()
-        self.model, self.losses = model, losses
+        self.model, self.losses, self.measured = model, losses, measured
 
-    def forward(self, batch: Batch, dtype: torch.dtype) -> Losses:
-        return self.losses(self.model, batch, dtype)
-
-
-def losses_of(model: Transformer, runtime: Runtime, backend: Backend | None) -> TokenLosses:
-    """What `in_parallel` wants: compiled whole for one process, by blocks for several."""
-    if runtime.parallel == "alone":
-        return compiled_token_losses(runtime, backend)
-    return losses_by_block(model, runtime, backend)
+    def forward(self, batch: Batch, dtype: torch.dtype, measure: bool = False) -> Losses:
+        return (self.measured if measure else self.losses)(self.model, batch, dtype)
 
 
-def in_parallel(model: Transformer, losses: TokenLosses, runtime: Runtime) -> Parallel:
+def losses_of(
+    model: Transformer, runtime: Runtime, backend: Backend | None, head_loss: HeadLoss = next_token_losses
+) -> tuple[TokenLosses, TokenLosses]:
+    """What `in_parallel` wants, compiled whole for one process, by blocks for several: to train on, and to
+    measure by. Held-out text is measured by its cross-entropy, whatever is trained for.
+    """
+
+    def of(head_loss: HeadLoss) -> TokenLosses:
+        if runtime.parallel == "alone":
+            return compiled_token_losses(runtime, backend, head_loss)
+        return losses_by_block(model, runtime, backend, head_loss)
+
+    losses = of(head_loss)
+    return losses, losses if head_loss is next_token_losses else of(next_token_losses)
+
+
+def in_parallel(
+    model: Transformer, losses: TokenLosses, runtime: Runtime, measured: TokenLosses | None = None
+) -> Parallel:
     """The loss of `model`, in the way that the runtime says; called before optimizers are made.
+
+    `losses` to train on, `measured` to look at held-out text with, where that is another one.
 
     The weights must be in place, the same in all processes. For fsdp they may still be on the CPU: slices of
     them become the model's parameters, on the runtime's device.
     """
     if runtime.parallel == "alone":
-        return Parallel(losses, losses)
+        return Parallel(losses, measured or losses)
+    summed = SummedLoss(model, losses, measured or losses)
     if runtime.parallel == "fsdp":
-        return _sharded(SummedLoss(model, losses), runtime)
-    summed = SummedLoss(model, losses)
+        return _sharded(summed, runtime)
     # Tables that no step changes. Else they were sent in each; the argument for that has changed its name.
     buffers = [name for name, _ in summed.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(summed, buffers)
     module = DistributedDataParallel(summed, gradient_as_bucket_view=True)
-    return Parallel(_through(module), losses, module.no_sync)
+    return Parallel(_through(module), measured or losses, module.no_sync)
 
 
 def _sharded(module: SummedLoss, runtime: Runtime) -> Parallel:
@@ -95,14 +108,13 @@ def _sharded(module: SummedLoss, runtime: Runtime) -> Parallel:
         fully_shard(block, mesh=mesh, mp_policy=cast)
     root = fully_shard(module, mesh=mesh, mp_policy=whole)
     module.model.to(runtime.device)  # buffers
-    through = _through(module)
 
     def measured(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
-        found = through(model, batch, dtype)
+        found: Losses = module(batch, dtype, measure=True)
         root.reshard()  # no backward pass will do it
-        return Losses(found.total.detach(), found.each_bt)
+        return found._replace(total=found.total.detach())
 
-    return Parallel(through, measured)
+    return Parallel(_through(module), measured)
 
 
 def _through(module: nn.Module) -> TokenLosses:

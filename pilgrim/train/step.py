@@ -20,13 +20,21 @@ from pilgrim.core.slices import whole
 from pilgrim.data.loader import Batch
 from pilgrim.model.attention_kernels import Backend, prepare
 from pilgrim.model.transformer import Transformer
-from pilgrim.train.losses import Losses, linear_cross_entropy, token_losses
+from pilgrim.train.losses import HeadLoss, Losses, next_token_losses, token_losses
 
 Quietly = Callable[[], AbstractContextManager[Any]]
 TokenLosses = Callable[[Transformer, Batch, torch.dtype], Losses]
+Divisor = Callable[[Batch], int]
 
 
-def compiled_token_losses(runtime: Runtime, backend: Backend | None = None) -> TokenLosses:
+def trained_tokens(batch: Batch) -> int:
+    """What the summed loss is divided by, unless an objective says otherwise."""
+    return batch.trained_tokens
+
+
+def compiled_token_losses(
+    runtime: Runtime, backend: Backend | None = None, head_loss: HeadLoss = next_token_losses
+) -> TokenLosses:
     """`token_losses`, compiled if the runtime says so. Training and validation share the compiled code.
 
     `backend` is the attention that was chosen. What it needs to know of a batch is made before, outside of
@@ -36,43 +44,51 @@ def compiled_token_losses(runtime: Runtime, backend: Backend | None = None) -> T
 
     def losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
         layout = prepare(batch.documents_bt, batch.starts_bd, model.windows, backend)
-        return whole(model, batch, dtype, backend, layout)
+        return whole(model, batch, dtype, backend, layout, head_loss)
 
     return losses
 
 
-def losses_by_block(model: Transformer, runtime: Runtime, backend: Backend | None = None) -> TokenLosses:
+def losses_by_block(
+    model: Transformer,
+    runtime: Runtime,
+    backend: Backend | None = None,
+    head_loss: HeadLoss = next_token_losses,
+) -> TokenLosses:
     """The same for several processes: each block of `model` compiled for itself, and the loss.
 
     Then backward hands out a block's gradients as soon as it is done with it (train/parallel.py).
     """
     if not runtime.compile:
-        return compiled_token_losses(runtime, backend)
+        return compiled_token_losses(runtime, backend, head_loss)
     torch._dynamo.config.optimize_ddp = (
         False  # its own way of cutting a graph, which flex attention can't bear
     )
     for block in model.model.layers:
-        block.forward = compiled(block.forward)
-    head_losses = compiled(linear_cross_entropy)
+        if "forward" not in vars(block):  # else it was compiled before, for another head's loss
+            block.forward = compiled(block.forward)
+    compiled_head = compiled(head_loss)
     if backend is None and runtime.device.type == "cpu":
         backend = "blocks"  # what is compiled takes by itself; here attention is prepared outside
 
     def losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
         layout = prepare(batch.documents_bt, batch.starts_bd, model.windows, backend)
-        return token_losses(model, batch, dtype, backend, layout, head_losses)
+        return token_losses(model, batch, dtype, backend, layout, compiled_head)
 
     return losses
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Still on the device, so that nobody waits for it: nats per trained token, and the gradient's norm.
+    """Still on the device, so that nobody waits for it: nats per trained token (or whatever else the
+    objective divides by), and the gradient's norm.
 
-    Both are the whole batch's, and the same in all processes.
+    All are the whole batch's, and the same in all processes.
     """
 
     loss: Tensor
     gradient_norm: Tensor
+    sums_k: Tensor | None = None  # fp32 [k]: what the objective wants logged
 
 
 def accumulate(
@@ -82,24 +98,30 @@ def accumulate(
     losses: TokenLosses,
     runtime: Runtime,
     quietly: Quietly = nullcontext,
+    divisor: Divisor = trained_tokens,
 ) -> StepResult:
     """Add the gradient of the batch's mean loss to the parameters' `.grad`.
 
     Of several processes each has its share of the batch, and what they add is the average of what they have
-    computed: so the divisor is a share, too. `quietly` is a context for all microbatches but the last.
+    computed: so what is divided by is a share, too. `quietly` is a context for all microbatches but the last.
     """
-    divisor = max(1, batch.trained_tokens) / runtime.processes.count
-    total = torch.zeros((), device=runtime.device)
+    share = max(1, divisor(batch)) / runtime.processes.count
+    total, sums_k = torch.zeros((), device=runtime.device), None
     micros = list(batch.micro(micro_rows))
     for number, micro in enumerate(micros, start=1):
         with nullcontext() if number == len(micros) else quietly():
             with record_function("pilgrim.forward"):  # a name for a profiler to find
-                loss = losses(model, micro.to(runtime.device), runtime.dtype).total / divisor
+                found = losses(model, micro.to(runtime.device), runtime.dtype)
+                loss = found.total / share
             with record_function("pilgrim.backward"):
                 loss.backward()
         total += loss.detach()
+        if found.sums_k is not None:
+            sums_k = found.sums_k if sums_k is None else sums_k + found.sums_k
     # One number, sent in every step: so all processes can judge a step on the device (train/health.py).
     total = runtime.processes.summed(total) / runtime.processes.count
+    if sums_k is not None:
+        sums_k = runtime.processes.summed(sums_k)
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    return StepResult(total, whole(norm))
+    return StepResult(total, whole(norm), sums_k)

@@ -11,7 +11,6 @@ from pilgrim.core.console import Console
 from pilgrim.core.errors import SettingsError
 from pilgrim.lab.profile.findings import Findings
 from pilgrim.stages.profile import profile_stage
-from pilgrim.stages.recipe import TRAINED
 
 Pilgrim = Callable[..., Any]
 
@@ -26,7 +25,7 @@ def profiled(recipe: Path, runs: Path, *overrides: str, **options: Any) -> tuple
     return profile_stage(recipe, [*overrides], steps=2, warmup=1, runs=runs, console=console, **options)
 
 
-@pytest.mark.parametrize("stage", [*TRAINED, "generate"])
+@pytest.mark.parametrize("stage", ["pretrain", "midtrain", "sft", "generate"])
 def test_a_stage_of_a_finished_run(recipe: Path, run: Path, stage: str) -> None:
     before = hashes(run)
     found, folder = profiled(recipe, run.parent, stage=stage)
