@@ -198,11 +198,17 @@ class PackedRows:
                 done, before = taken[-1][1], taken[:-1]
             for pieces in self._packed(epoch, window, before)[done:]:
                 done += 1
-                row = build_row(self.tokens, pieces, self.context, self.end_id)
-                yield row, {"epoch": epoch, "window": window, "taken": [*before, [self.context, done]]}
+                yield (
+                    self.row(pieces),
+                    {"epoch": epoch, "window": window, "taken": [*before, [self.context, done]]},
+                )
             taken, window = [], window + 1
             if window == windows:
                 epoch, window = epoch + 1, 0
+
+    def row(self, pieces: Sequence[Piece]) -> Batch:
+        """One row of what was packed together."""
+        return build_row(self.tokens, pieces, self.context, self.end_id)
 
     def _packed(self, epoch: int, window: int, before: list[list[int]]) -> list[list[Piece]]:
         """The rows that a window holds after those `before`, shuffled.

@@ -121,9 +121,7 @@ def _prompt(row: dict[str, Any], place: str) -> list[Any] | None:
     return value
 
 
-def _conversation(
-    row: dict[str, Any], key: str, prompt: list[Any] | None, place: str
-) -> tuple[Message, ...]:
+def _conversation(row: dict[str, Any], key: str, prompt: list[Any] | None, place: str) -> tuple[Message, ...]:
     """The whole conversation that ends with one of the two replies."""
     value = row.get(key)
     items: list[Any]

@@ -1,6 +1,6 @@
 """The walk: a recipe's stages in order, each in a folder of its own.
 
-    runs/NAME/  tokenizer/ -> shards/ -> pretrain/ -> midtrain/ -> sft/ -> evaluate/ -> report.html
+    runs/NAME/  tokenizer/ -> shards/ -> pretrain/ -> midtrain/ -> sft/ -> dpo/ -> evaluate/ -> report.html
 
 A stage reads the folders of those before it and writes its own; it is finished when DONE.json stands in
 it. Stages never hand each other Python objects, so the walk can stop anywhere, and goes on from there.
@@ -42,6 +42,7 @@ STAGES = {
     "pretrain": "learn language from the text",
     "midtrain": "meet conversations while the learning rate falls",
     "sft": "learn to answer, and to stop",
+    "dpo": "learn which of two replies is the better one",
     "evaluate": "measure what was reached",
 }
 BY_FIRST = ("tokenizer", "shards")  # what one process does while the others wait
@@ -135,7 +136,7 @@ def refuse_impossible_training(recipe: Recipe, runtime: Runtime) -> None:
             'write optim.state = "bf16", or runtime.parallel = "zero"'
         )
     if runtime.fp8:
-        trained = [t for t in (recipe.pretrain, recipe.midtrain, recipe.sft) if t is not None]
+        trained = [settings for stage in TRAINED if (settings := recipe.training(stage))]
         for settings in trained:
             grown = [context for _, context in (settings.grow and settings.grow.context) or ()]
             for context in (*grown, config.context):
@@ -264,5 +265,7 @@ def _locked(folder: Path) -> IO[str]:
 def _data_files(recipe: Recipe) -> dict[str, Path]:
     """The files that the recipe reads, by their names in it. Raises DataError for one that is missing."""
     data = recipe.data
-    conversations = (*data.conversations, *data.conversations_val) if recipe.midtrain or recipe.sft else ()
-    return {name: find(name) for name in (*data.train, *data.val, *conversations)}
+    chats = recipe.midtrain or recipe.sft or recipe.dpo
+    conversations = (*data.conversations, *data.conversations_val) if chats else ()
+    pairs = (*recipe.dpo.pairs, *recipe.dpo.pairs_val) if recipe.dpo else ()
+    return {name: find(name) for name in (*data.train, *data.val, *conversations, *pairs)}

@@ -24,6 +24,7 @@ from pilgrim.optim import scaling
 from pilgrim.optim.groups import OptimSettings
 from pilgrim.train.grow import GrowSettings, mean_tokens
 from pilgrim.train.health import HealthSettings
+from pilgrim.train.preference import PreferenceSettings
 from pilgrim.train.settings import TrainSettings
 
 T = TypeVar("T", bound=TrainSettings)
@@ -85,7 +86,7 @@ class EvalSettings(Settings):
 
 class Recipe(Settings):
     """A journey from raw text to a chatbot. A table that is left out means its defaults; a missing
-    `[midtrain]` or `[sft]` means that the journey goes without that stage."""
+    `[midtrain]`, `[sft]` or `[dpo]` means that the journey goes without that stage."""
 
     name: str = Field(description="the run's folder below runs/")
     seed: int = Field(1, ge=0, description="of all randomness")
@@ -98,6 +99,7 @@ class Recipe(Settings):
     pretrain: PretrainSettings = PretrainSettings()
     midtrain: MidtrainSettings | None = None
     sft: TrainSettings | None = None
+    dpo: PreferenceSettings | None = None
     eval: EvalSettings = EvalSettings()
 
     @field_validator("name")
@@ -123,11 +125,13 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _sft_has_steps(self) -> "Recipe":
+    def _last_stages_have_steps(self) -> "Recipe":
         if self.sft is not None and self.sft.steps is None:
             raise ValueError(
                 "sft.steps is missing: it depends on the conversations, not on model.depth; try 200"
             )
+        if self.dpo is not None and self.dpo.steps is None:
+            raise ValueError("dpo.steps is missing: it depends on the pairs, not on model.depth; try 100")
         return self
 
     @model_validator(mode="after")
@@ -185,6 +189,8 @@ class Recipe(Settings):
             "pretrain": _filled(self.pretrain, rows, steps),
             "midtrain": self.midtrain and _filled(self.midtrain, rows, max(1, round(MIDTRAIN_SHARE * steps))),
             "sft": self.sft and _filled(self.sft, rows, 0),
+            "dpo": self.dpo
+            and _filled(self.dpo, rows, 0).model_copy(update={"beta": self.dpo.preference().beta}),
         }
         return self.model_copy(update=changes)
 

@@ -29,7 +29,7 @@ def run(journey: Journey) -> dict[str, Any]:
         )
     for name, documents in (("train", texts.train), ("val", texts.val)):
         write_token_set(folder, name, tokenized(documents, tokenizer), tokenizer.vocab_size, digest)
-    if recipe.midtrain or recipe.sft:
+    if recipe.midtrain or recipe.sft or recipe.dpo:
         for name, files in (
             ("chat_train", recipe.data.conversations),
             ("chat_val", recipe.data.conversations_val),

@@ -30,6 +30,7 @@ Shapes: b rows, t tokens; d = 2 p documents in a row, p pairs; k numbers to look
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -38,7 +39,8 @@ from pydantic import Field
 from torch import Tensor
 
 from pilgrim.data.loader import IGNORED, Batch
-from pilgrim.train.losses import HeadLoss, Losses, linear_logprobs
+from pilgrim.data.pairs import REFERENCE, SHORTEST
+from pilgrim.train.losses import Losses, linear_logprobs
 from pilgrim.train.objective import Objective
 from pilgrim.train.settings import TrainSettings
 
@@ -48,14 +50,14 @@ BETA = {"dpo": 0.1, "dpo_norm": 5.0, "apo_zero": 0.1}  # as the papers have it, 
 SUMS = (
     "pairs",
     "preference",  # the loss without the part of sft_weight
+    "right",  # pairs of which the chosen has the higher reward
+    "nats_chosen",  # of the mean token of a chosen reply
     "reward_chosen",
     "reward_rejected",
-    "right",  # pairs of which the chosen has the higher reward
     "tokens_chosen",
     "tokens_rejected",
     "kl_chosen",
     "kl_rejected",
-    "nats_chosen",  # of the mean token of a chosen reply
 )
 
 
@@ -75,7 +77,7 @@ class PreferenceSettings(TrainSettings):
         "dpo", description="what is made small (train/preference.py)"
     )
     beta: float | None = Field(
-        None, gt=0, description="how near to stay to the reference; left out: 0.1, and 5 for dpo_norm"
+        None, gt=0, description="how dear it is to leave the reference; left out: 0.1, or 5 for dpo_norm"
     )
     label_smoothing: float = Field(
         0.0, ge=0, lt=0.5, description="share of pairs taken to be labelled wrongly; for dpo and dpo_norm"
@@ -98,10 +100,23 @@ class PreferenceSettings(TrainSettings):
                 'apo_zero does not compare; leave it out, or write loss = "dpo"'
             )
         if self.grow and self.grow.context:
-            return (
-                f"{stage}.grow.context would cut pairs in two, and a row holds whole ones; leave it out"
-            )
+            return f"{stage}.grow.context would cut pairs in two, and a row holds whole ones; leave it out"
         return super().contradiction(stage)
+
+    def preference(self) -> "Preference":
+        """What is made small."""
+        beta = BETA[self.loss] if self.beta is None else self.beta
+        return Preference(self.loss, beta, self.label_smoothing, self.sft_weight)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What is made small, as plain values: a part of what is compiled."""
+
+    loss: str
+    beta: float
+    label_smoothing: float
+    sft_weight: float
 
 
 class Replies(NamedTuple):
@@ -111,68 +126,66 @@ class Replies(NamedTuple):
     tokens: Tensor
 
 
-def rewards(replies: Replies, settings: PreferenceSettings) -> Tensor:
+def rewards(replies: Replies, preference: Preference) -> Tensor:
     """Beta times the log-ratio, or the mean one, as the loss has it. [..., 2]."""
-    assert settings.beta is not None
     ratio = replies.ratio
-    if settings.loss == "dpo_norm":
+    if preference.loss == "dpo_norm":
         ratio = ratio / replies.tokens.clamp(min=1)
-    return settings.beta * ratio
+    return preference.beta * ratio
 
 
-def pair_losses(replies: Replies, settings: PreferenceSettings) -> Tensor:
-    """The loss of each pair, [...]."""
-    chosen, rejected = rewards(replies, settings).unbind(-1)
-    if settings.loss == "apo_zero":
+def pair_losses(reward: Tensor, preference: Preference) -> Tensor:
+    """The loss of each pair, [...], from the rewards of its two replies, [..., 2]."""
+    chosen, rejected = reward.unbind(-1)
+    if preference.loss == "apo_zero":
         return torch.sigmoid(-chosen) + torch.sigmoid(rejected)
-    margin, smoothing = chosen - rejected, settings.label_smoothing
+    margin, smoothing = chosen - rejected, preference.label_smoothing
     return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
 
 
-def preference_losses(settings: PreferenceSettings, pairs_in_row: int) -> HeadLoss:
-    """The loss of a batch of pairs, of which a row holds at most `pairs_in_row`.
-
-    The batch's extra "reference" is the reference's log-probability of each target.
-    """
+def preference_objective(settings: PreferenceSettings) -> Objective:
+    """What the loop makes small in the stage `dpo`."""
+    preference = settings.preference()
 
     def losses(hidden_btw: Tensor, head_vw: Tensor, batch: Batch, softcap: float | None) -> Losses:
         targets_bt = batch.targets_bt
-        logp_n = linear_logprobs(hidden_btw.flatten(0, 1), head_vw, targets_bt.flatten(), softcap)
+        logp_n, _ = linear_logprobs(hidden_btw.flatten(0, 1), head_vw, targets_bt.flatten(), softcap)
         logp_bt = logp_n.view_as(targets_bt)
-        total, sums_k = of_pairs(logp_bt, batch, settings, pairs_in_row)
+        total, sums_k = of_pairs(logp_bt, batch, preference)
         return Losses(total, -logp_bt.detach(), sums_k)
 
-    return losses
+    return Objective(losses, count_pairs, measures=measures, extra=(REFERENCE,))
 
 
-def of_pairs(
-    logp_bt: Tensor, batch: Batch, settings: PreferenceSettings, pairs_in_row: int
-) -> tuple[Tensor, Tensor]:
+def of_pairs(logp_bt: Tensor, batch: Batch, preference: Preference) -> tuple[Tensor, Tensor]:
     """(the summed loss, SUMS without a gradient), from the log-probability of each target."""
     counted_bt = (batch.targets_bt != IGNORED).float()
-    ratio_bt = (logp_bt - batch.extra["reference"]) * counted_bt
+    ratio_bt = (logp_bt - batch.extra[REFERENCE]) * counted_bt
 
     def by_reply(x_bt: Tensor) -> Tensor:
-        return sum_by_document(x_bt, batch.documents_bt, 2 * pairs_in_row).unflatten(1, (-1, 2))
+        pairs = x_bt.shape[1] // SHORTEST // 2  # at most, in a row
+        return sum_by_document(x_bt, batch.documents_bt, 2 * pairs).unflatten(1, (pairs, 2))
 
     replies = Replies(by_reply(ratio_bt), by_reply(counted_bt))
+    reward_bp2 = rewards(replies, preference)
     is_pair_bp = (replies.tokens[..., 0] > 0).float()
-    preference = (pair_losses(replies, settings) * is_pair_bp).sum()
+    loss = (pair_losses(reward_bp2, preference) * is_pair_bp).sum()
     nats_bp = -by_reply(logp_bt * counted_bt)[..., 0] / replies.tokens[..., 0].clamp(min=1)
-    total = preference + settings.sft_weight * nats_bp.sum()
+    right_bp = (reward_bp2[..., 0] > reward_bp2[..., 1]).float()
     # KL(reference | network) by the estimate (r - 1) - log r, r = p / p_reference, which is never negative
-    # (Schulman 2020, "Approximating KL divergence"): exact on average, if the reference wrote the text.
+    # (Schulman 2020, "Approximating KL divergence"): right on average, if the reference wrote the text.
     drift_bp2 = by_reply((ratio_bt.exp() - 1 - ratio_bt) * counted_bt)
-    reward_bp2 = rewards(replies, settings)
-    right_bp = (reward_bp2[..., 0] > reward_bp2[..., 1]).float() * is_pair_bp
-    both = [x.sum((0, 1)) for x in (reward_bp2, replies.tokens, drift_bp2)]
-    return total, torch.stack(
-        [is_pair_bp.sum(), preference, *both[0], right_bp.sum(), *both[1], *both[2], nats_bp.sum()]
-    ).detach()
+    chosen_and_rejected = [x.sum((0, 1)) for x in (reward_bp2, replies.tokens, drift_bp2)]
+    of_all = torch.stack([is_pair_bp.sum(), loss, right_bp.sum(), nats_bp.sum()])
+    sums_k = torch.cat([of_all, *chosen_and_rejected]).detach()
+    return loss + preference.sft_weight * nats_bp.sum(), sums_k
 
 
 def sum_by_document(x_bt: Tensor, documents_bt: Tensor, documents: int) -> Tensor:
-    """[b, documents]: x summed over each document of a row. The same additions every time, on every device."""
+    """[b, documents]: x summed over each document of a row, by the same additions every time.
+
+    (To scatter would need less memory, but adds in no fixed order on a GPU.)
+    """
     number_d = torch.arange(documents, device=x_bt.device, dtype=documents_bt.dtype)
     inside_bdt = documents_bt[:, None, :] == number_d[None, :, None]
     return torch.where(inside_bdt, x_bt[:, None, :], 0.0).sum(-1)
@@ -199,8 +212,3 @@ def measures(sums: Sequence[float]) -> dict[str, Any]:
         "kl_rejected": of["kl_rejected"] / max(1.0, of["tokens_rejected"]),
         "nats_chosen": of["nats_chosen"] / pairs,
     }
-
-
-def preference_objective(settings: PreferenceSettings, pairs_in_row: int) -> Objective:
-    """What the loop makes small in the stage `dpo`."""
-    return Objective(preference_losses(settings, pairs_in_row), count_pairs, measures)

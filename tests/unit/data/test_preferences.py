@@ -68,7 +68,10 @@ def test_a_prompt_may_have_several_turns() -> None:
         ({"chosen": "yes", "rejected": "no"}, '"chosen" is a reply to nothing'),
         ({"prompt": [], "chosen": "yes", "rejected": "no"}, '"prompt" must be a text'),
         ({**row("Hi!"), "messages": [ASKED]}, 'both "prompt" and "messages"'),
-        ({"chosen": [ASKED, KIND], "rejected": [{"role": "user", "content": "Ho!"}, RUDE]}, "different prompts"),
+        (
+            {"chosen": [ASKED, KIND], "rejected": [{"role": "user", "content": "Ho!"}, RUDE]},
+            "different prompts",
+        ),
         (
             {"prompt": "Ho!", "chosen": [ASKED, KIND], "rejected": [ASKED, RUDE]},
             'does not begin with the row\'s "prompt"',
@@ -87,9 +90,7 @@ def test_a_prompt_may_have_several_turns() -> None:
         ({**row("Hi!"), "source": 7}, '"source" is 7'),
     ],
 )
-def test_what_is_no_pair_is_told_with_file_and_line(
-    given: dict[str, Any], said: str, tmp_path: Path
-) -> None:
+def test_what_is_no_pair_is_told_with_file_and_line(given: dict[str, Any], said: str, tmp_path: Path) -> None:
     file = written(tmp_path, row("Hi!"), given)
     with pytest.raises(DataError) as told:
         read_pairs([file])
