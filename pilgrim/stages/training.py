@@ -113,7 +113,12 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
     token_bytes = tokenizer.token_bytes()
 
     def logprobs(tokens: TokenSet) -> NDArray[np.float32]:
-        return token_logprobs(model, tokens, once(tokens), parallel.measured, runtime)
+        nothing = {name: torch.zeros(1, recipe.model.context) for name in plan.objective.extra}
+        batches = (
+            replace(batch, extra={name: x.expand(batch.inputs_bt.shape) for name, x in nothing.items()})
+            for batch in once(tokens)
+        )
+        return token_logprobs(model, tokens, batches, parallel.unlearned, runtime)
 
     if plan.made:
         made = plan.made(Given(model, logprobs, notes / plan.stage))

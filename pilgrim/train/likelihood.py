@@ -2,8 +2,8 @@
 
 That is asked of the network that a stage begins with, once, before it changes: what becomes of its opinion is
 what preferences are learned by (train/preference.py). And it is asked of the network as it is, to measure on
-held-out pairs. The batches are those of validation, so nothing is compiled anew, and several processes share
-the work as they do there.
+held-out pairs. It is asked by the very function that is trained with, compiled code and roundings included:
+what the two say of the same weights must not differ. Several processes share the work as in validation.
 
 Shapes: b rows, t tokens; n tokens of the set, k of them in a batch.
 """
@@ -27,8 +27,8 @@ def token_logprobs(
 ) -> NDArray[np.float32]:
     """The log-probability of each token given what stands before it in its document, [n]; 0 if not trained.
 
-    `batches` are those of `one_pass` over the set, with each document whole in its row. All processes call
-    this, and all get the same.
+    `batches` are those of `one_pass` over the set, with each document whole in its row; `losses` gives the
+    negative log-probability of each target. All processes call this, and all get the same.
     """
     training = model.training
     model.eval()
@@ -44,7 +44,7 @@ def _of_batch(
     model: Transformer, batch: Batch, tokens: TokenSet, losses: TokenLosses, runtime: Runtime
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """(places in the set, log-probabilities) of a batch's targets."""
-    # As in validation, gradients stay on, so that what was compiled for training serves.
+    # Gradients stay on, so that what was compiled for training serves; nothing is propagated back.
     found_bt = losses(model, batch.to(runtime.device), runtime.dtype).each_bt.detach()
     counted = (batch.targets_bt != IGNORED).numpy()
     place_bt = target_places(batch.documents_bt.numpy(), tokens.starts)
