@@ -40,7 +40,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairSplit:
-    """Pairs to learn from and pairs to measure with, and how many of the former had a prompt of the latter."""
+    """Pairs to learn from and to measure with, and how many of the former had a prompt of the latter."""
 
     train: list[Pair]
     val: list[Pair]

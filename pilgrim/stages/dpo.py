@@ -7,8 +7,8 @@
 
 The reference's log-probabilities are computed once, before the first step. That needs no second network in
 memory, and no second pass in each step. A stage that was interrupted finds them. If its files, or the stage
-before it, have changed since, they would be of something else: before the first checkpoint they are made anew,
-and after it the stage refuses to go on.
+before it, have changed since, they would be of something else: before the first checkpoint they are made
+anew, and after it the stage refuses to go on.
 """
 
 from hashlib import sha256
@@ -30,7 +30,6 @@ from pilgrim.model.transformer import Transformer
 from pilgrim.stages.journey import Journey
 from pilgrim.stages.shards import run_tokenizer
 from pilgrim.stages.training import Given, Made, Plan, train_stage, weights_of
-from pilgrim.train.likelihood import token_logprobs
 from pilgrim.train.preference import PreferenceSettings, preference_objective
 from pilgrim.train.preference_eval import measured_pairs
 

@@ -137,8 +137,9 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
             measures |= {f"{prefix}bpb": v.bpb, f"{prefix}loss": v.loss}
             sources[f"{prefix}sources"] = bits_by_source(tokens, each)
         measures |= made.measures()
-        if not all(math.isfinite(value) for value in measures.values() if isinstance(value, float)):  # the weights are spoiled, and the loop stops
-            return dict(measures)
+        numbers = [value for value in measures.values() if isinstance(value, float)]
+        if not all(map(math.isfinite, numbers)):  # the weights are spoiled, and the loop stops
+            return measures
         return measures | sources | watching.look(model, step)
 
     optimizers = Optimizers(model, recipe.optim, runtime.dtype, runtime.compile, runtime.parallel)

@@ -4,23 +4,23 @@ A reply's *log-ratio* tells how much more likely the network finds it than the o
 
     ratio(reply) = log p(reply | prompt) - log p_reference(reply | prompt)       summed over its tokens
 
-Times beta, that is the reward which the network gives the reply without ever having been told of rewards: if
-one trains a reward model and then a network that maximizes it, while KL(network | reference) costs beta a nat,
-the best network is the one whose log-ratios say so. That is DPO's insight (Rafailov et al. 2023, arXiv
-2305.18290). So preferences are learned by a loss on log-ratios, of chosen and rejected, w and l:
+Times beta, it is the reward that the network gives the reply. For if one trains a reward model, and then a
+network to maximize it, where each nat of KL(network | reference) costs beta, the best network is the one
+whose log-ratios are those rewards. That is DPO's insight (Rafailov et al. 2023, arXiv 2305.18290): the reward model can be
+left out. Preferences are learned by a loss on the log-ratios of the chosen and the rejected reply, w and l:
 
     dpo        -log sigmoid(beta · (ratio(w) - ratio(l)))
                Only the difference counts: it is content if both fall, as long as the rejected falls faster.
-    dpo_norm   the same of mean log-ratios, ratio / tokens, so that long replies don't weigh more (Tülu 3,
+    dpo_norm   the same of mean log-ratios, ratio / tokens, so that a reply's length has no say (Tülu 3,
                Lambert et al. 2024, arXiv 2411.15124, section 5.1). Means are small, so beta is larger: 5.
     apo_zero   (1 - sigmoid(beta · ratio(w))) + sigmoid(beta · ratio(l))
-               The chosen is to rise and the rejected to fall, each by itself (D'Oosterlinck et al. 2024, arXiv
-               2408.06266, equation 7). For data that is better than what the network says.
+               The chosen is to rise and the rejected to fall, each by itself (D'Oosterlinck et al. 2024,
+               arXiv 2408.06266, equation 7). For data that is better than what the network says.
 
-Two additions. `label_smoothing` e takes a share e of the pairs to be labelled wrongly: dpo's loss becomes
-(1 - e) · loss(w, l) + e · loss(l, w) (Mitchell 2023, "A note on DPO with noisy preferences"). `sft_weight` adds
-that many times the mean loss of the chosen reply's tokens, which keeps its probability from falling (RPO, Pang
-et al. 2024, arXiv 2404.19733).
+Two additions. `label_smoothing` e takes a share e of the pairs to be labelled wrongly: the loss becomes
+(1 - e) · loss(w, l) + e · loss(l, w) (Mitchell 2023, "A note on DPO with noisy preferences"). `sft_weight`
+adds that many times the mean loss of the chosen reply's tokens, which keeps its probability from falling
+(RPO, Pang et al. 2024, arXiv 2404.19733).
 
 All is summed over pairs, and divided once by the number of pairs in the whole batch. Rows hold whole pairs
 (data/pairs.py): documents 2k and 2k + 1 of a row are chosen and rejected. What one wants to see of each step
@@ -136,7 +136,7 @@ def rewards(replies: Replies, preference: Preference) -> Tensor:
 
 def pair_losses(reward: Tensor, preference: Preference) -> Tensor:
     """The loss of each pair, [...], from the rewards of its two replies, [..., 2]."""
-    chosen, rejected = reward.unbind(-1)
+    chosen, rejected = reward[..., 0], reward[..., 1]
     if preference.loss == "apo_zero":
         return torch.sigmoid(-chosen) + torch.sigmoid(rejected)
     margin, smoothing = chosen - rejected, preference.label_smoothing
@@ -164,7 +164,7 @@ def of_pairs(logp_bt: Tensor, batch: Batch, preference: Preference) -> tuple[Ten
 
     def by_reply(x_bt: Tensor) -> Tensor:
         pairs = x_bt.shape[1] // SHORTEST // 2  # at most, in a row
-        return sum_by_document(x_bt, batch.documents_bt, 2 * pairs).unflatten(1, (pairs, 2))
+        return sum_by_document(x_bt, batch.documents_bt, 2 * pairs).view(-1, pairs, 2)
 
     replies = Replies(by_reply(ratio_bt), by_reply(counted_bt))
     reward_bp2 = rewards(replies, preference)

@@ -1,8 +1,8 @@
 """What is measured on held-out pairs: does the network prefer what people prefer, and how sure is that?
 
-Of each pair the two log-ratios against the reference, and from them the loss, whether the chosen reply has the
-higher reward, and by how much (train/preference.py). Before the first step all log-ratios are 0: then nothing
-is preferred, and the accuracy is 0. Means come with their standard errors over pairs, s / sqrt(n).
+Of each pair the two log-ratios against the reference, and from them the loss, whether the chosen reply has
+the higher reward, and by how much (train/preference.py). Before the first step all log-ratios are 0: then
+nothing is preferred, and the accuracy is 0. Means come with their standard errors over pairs, s / sqrt(n).
 
 Beside them stands what needs no reference: how many nats a token of the chosen and of the rejected replies
 costs. DPO may well raise both, since only their difference matters to it.

@@ -263,7 +263,7 @@ _METRICS = (
 def compare(
     count: int, preference: Preference, kind: str, also: str | None = None, weight: float = 1.0
 ) -> Any:
-    """Our loss and TRL's `kind` (plus `weight` times `also`), with their gradients; returns both's measures."""
+    """Our loss and gradient are TRL's of `kind`, plus `weight` times `also`. Returns what both measure."""
     batch, logp_bt, counted = laid_out(count)
     logp_bt = logp_bt.requires_grad_()
     total, sums_k = of_pairs(logp_bt, batch, preference)

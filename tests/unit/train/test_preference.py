@@ -1,4 +1,4 @@
-"""Preference losses on small numbers: their values, their gradients, and sums that do not depend on the cut."""
+"""Preference losses on small numbers: values, gradients, and sums that do not depend on the cut."""
 
 import math
 
@@ -34,10 +34,13 @@ def loss(ratios: tuple[float, float], preference: Preference, tokens: tuple[int,
     return float(pair_losses(rewards(replies, preference), preference))
 
 
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
 def test_values() -> None:
     dpo, smooth = Preference("dpo", 0.5, 0, 0), Preference("dpo", 0.5, 0.25, 0)
     norm, apo = Preference("dpo_norm", 2.0, 0, 0), Preference("apo_zero", 0.5, 0, 0)
-    sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
     assert loss((0, 0), dpo) == pytest.approx(math.log(2))
     assert loss((3, 1), dpo) == pytest.approx(-math.log(sigmoid(1)))
     assert loss((-5, -7), dpo) == pytest.approx(loss((3, 1), dpo))  # only the difference counts
