@@ -58,7 +58,7 @@ def plan(journey: Journey) -> Plan:
 
 def _made(journey: Journey, settings: PreferenceSettings, given: Given) -> Made:
     """Rows with what the reference thinks of them, and what is measured on held-out pairs."""
-    processes, context = journey.runtime.processes, journey.recipe.model.context
+    processes, context = journey.runtime.processes, journey.recipe.model_of("dpo").context
     folder = given.folder / "pairs"
     begun = processes.by_first(lambda: bool(CheckpointStore(given.folder / "checkpoints").steps()))
     processes.by_first(lambda: write_pairs(journey, settings, folder, begun))
@@ -81,7 +81,7 @@ def write_pairs(journey: Journey, settings: PreferenceSettings, folder: Path, be
     Raises DataError if no pair fits a row, ChangedRecipe if a stage that has `begun` would get other pairs.
     """
     tokenizer, digest = run_tokenizer(journey)
-    context, file = journey.recipe.model.context, folder / "pairs.json"
+    context, file = journey.recipe.model_of("dpo").context, folder / "pairs.json"
     files = {name: sha256_file(find(name)) for name in (*settings.pairs, *settings.pairs_val)}
     made_of = {
         "train": list(settings.pairs),
