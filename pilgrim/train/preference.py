@@ -6,8 +6,9 @@ A reply's *log-ratio* tells how much more likely the network finds it than the o
 
 Times beta, it is the reward that the network gives the reply. For if one trains a reward model, and then a
 network to maximize it, where each nat of KL(network | reference) costs beta, the best network is the one
-whose log-ratios are those rewards. That is DPO's insight (Rafailov et al. 2023, arXiv 2305.18290): the reward model can be
-left out. Preferences are learned by a loss on the log-ratios of the chosen and the rejected reply, w and l:
+whose log-ratios are those rewards. That is DPO's insight (Rafailov et al. 2023, arXiv 2305.18290): the reward
+model can be left out. Preferences are learned by a loss on the log-ratios of the chosen and the rejected
+reply, w and l:
 
     dpo        -log sigmoid(beta · (ratio(w) - ratio(l)))
                Only the difference counts: it is content if both fall, as long as the rejected falls faster.
