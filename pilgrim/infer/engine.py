@@ -106,6 +106,18 @@ class Engine:
         self._store: PagedCache | None = None  # made when it is known for how much, with the scheduler
         self._scheduler: Scheduler | None = None
 
+    def load(self, model: Transformer) -> None:
+        """Write with the weights of `model` from now on: a network of the same shape, trained further.
+
+        What the cache holds is of the old weights, so it is forgotten; its memory and all that was prepared
+        stay. Raises ValueError if replies are being written.
+        """
+        if not self.idle:
+            raise ValueError("replies are being written: finish or cancel them before other weights are loaded")
+        self.model.load_weights(model.weights())
+        if self._scheduler is not None:
+            self._scheduler.pool.forget_all()
+
     # Asking for replies ------------------------------------------------------------------------------
 
     def submit(
@@ -117,6 +129,7 @@ class Engine:
         *,
         logit_bias: Mapping[int, float] | None = None,
         top_logprobs: int | None = None,
+        scores_at: float = 1.0,
         until: Until | None = None,
         follow: Follow | None = None,
     ) -> Request:
@@ -125,7 +138,7 @@ class Engine:
         It is over at a token of `stop_ids`, after `sampling.max_tokens`, or when prompt and reply fill the
         model's context. `index` tells samples of one seed apart. `logit_bias` is added to the scores of
         some ids; with `top_logprobs` each event tells what the model thought of its token, and of as many
-        likeliest ones. `until` is told each id, and ends the reply with it by saying True, such as at a stop
+        likeliest ones, at the temperature `scores_at`. `until` is told each id, and ends the reply with it by saying True, such as at a stop
         string (stopping.py). `follow` is given the reply after each drawn token, and returns ids that come
         next without being drawn, such as a tool's answer.
 
@@ -139,6 +152,7 @@ class Engine:
                 "leave others out"
             )
         request.logit_bias, request.top_logprobs = logit_bias or {}, top_logprobs
+        request.scores_at = scores_at
         request.until, request.follow = until, follow
         self._reserve(self.rows, self.config.context)
         self._queue.add(request)
@@ -166,7 +180,7 @@ class Engine:
         try:
             writers, scores_bv = self._pass(work)
             ids = self._draw(scores_bv, writers) if writers else []
-            scores = token_scores(scores_bv, ids, [r.top_logprobs for r in writers]) if writers else []
+            scores = self._thoughts(scores_bv, ids, writers) if writers else []
         except BaseException:
             self._queue.undo(work)
             raise
@@ -271,10 +285,17 @@ class Engine:
             )
         return ids
 
+    def _thoughts(
+        self, scores_bv: Tensor, ids: Sequence[int], writers: Sequence[Request]
+    ) -> list[TokenScores | None]:
+        tops = [request.top_logprobs for request in writers]
+        return token_scores(scores_bv, ids, tops, [request.scores_at for request in writers])
+
     def _take(self, request: Request, token_id: int, scores: TokenScores | None) -> list[Event]:
         """Appends a drawn token, unless it is the one to stop at, and what has to follow it."""
         request.ended = token_id in request.stop_ids
         if request.ended:
+            request.stopped_by = token_id
             self._queue.remove(request)
             return [Event(request, None, scores)]
         events = [self._append(request, token_id, scores)]

@@ -42,6 +42,7 @@ STAGES = {
     "pretrain": "learn language from the text",
     "midtrain": "meet conversations while the learning rate falls",
     "sft": "learn to answer, and to stop",
+    "rl": "learn from the rewards that its own replies earn",
     "evaluate": "measure what was reached",
 }
 BY_FIRST = ("tokenizer", "shards")  # what one process does while the others wait

@@ -22,6 +22,7 @@ from pilgrim.model.config import ModelSettings
 from pilgrim.model.count import parameters
 from pilgrim.optim import scaling
 from pilgrim.optim.groups import OptimSettings
+from pilgrim.stages.rl_settings import RlSettings
 from pilgrim.train.grow import GrowSettings, mean_tokens
 from pilgrim.train.health import HealthSettings
 from pilgrim.train.settings import TrainSettings
@@ -98,6 +99,7 @@ class Recipe(Settings):
     pretrain: PretrainSettings = PretrainSettings()
     midtrain: MidtrainSettings | None = None
     sft: TrainSettings | None = None
+    rl: RlSettings | None = None
     eval: EvalSettings = EvalSettings()
 
     @field_validator("name")
@@ -128,6 +130,12 @@ class Recipe(Settings):
             raise ValueError(
                 "sft.steps is missing: it depends on the conversations, not on model.depth; try 200"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rl_has_steps(self) -> "Recipe":
+        if self.rl is not None and self.rl.steps is None:
+            raise ValueError("rl.steps is missing: it depends on the problems, not on model.depth; try 100")
         return self
 
     @model_validator(mode="after")
@@ -185,6 +193,7 @@ class Recipe(Settings):
             "pretrain": _filled(self.pretrain, rows, steps),
             "midtrain": self.midtrain and _filled(self.midtrain, rows, max(1, round(MIDTRAIN_SHARE * steps))),
             "sft": self.sft and _filled(self.sft, rows, 0),
+            "rl": self.rl and _filled(self.rl, rows, 0),
         }
         return self.model_copy(update=changes)
 

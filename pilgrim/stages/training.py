@@ -48,6 +48,8 @@ class Plan:
     chat: bool  # it teaches conversations: they are validated and sampled too
     objective: Objective = NEXT_TOKEN
     ahead: bool = True  # batches may be made ahead of the step (train/loop.py)
+    # (the model as it is, step) -> more measures of an evaluation
+    look: Callable[[Transformer, int], dict[str, Any]] | None = None
 
 
 def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None], notes: Path) -> Parts:
@@ -102,7 +104,7 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
             sources[f"{prefix}sources"] = bits_by_source(tokens, each)
         if not all(map(math.isfinite, measures.values())):  # the weights are spoiled, and the loop stops
             return dict(measures)
-        return measures | sources | watching.look(model, step)
+        return measures | sources | watching.look(model, step) | (plan.look(model, step) if plan.look else {})
 
     optimizers = Optimizers(model, recipe.optim, runtime.dtype, runtime.compile, runtime.parallel)
     return Parts(

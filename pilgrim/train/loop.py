@@ -82,7 +82,7 @@ class Row:
 
     step: int
     position: Position | None  # of the loader, behind its batch
-    measured: dict[str, float]
+    measured: dict[str, Any]
     verdict: Verdict
     sums_k: Tensor | None  # what the objective wants logged; on the device
 
@@ -242,7 +242,7 @@ class Loop:
         state.step += 1
         state.tokens += tokens
         self.window.tokens += tokens
-        measured = {"learning_rate": parts.optim.matrix_lr * multiplier, "tokens": state.tokens}
+        measured = {"learning_rate": parts.optim.matrix_lr * multiplier, "tokens": state.tokens, **batch.told}
         self.window.rows.append(Row(state.step, state.position, measured, verdict, result.sums_k))
 
     def _look(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ each place in `Batch.extra`: which source a token is of, how likely a reference 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,13 +39,19 @@ class Objective:
     divisor: Divisor = trained_tokens
     sums: Callable[[Batch, Losses], Tensor] | None = None  # fp32 [k]; nothing is propagated back through it
     measures: Callable[[Sequence[float]], dict[str, Any]] = nothing_more
+    extra: tuple[str, ...] = ()  # what its batches carry: numbers [b, t] by these names
 
 
 NEXT_TOKEN = Objective(next_token_losses)
 
 
 def with_sums(losses: TokenLosses, objective: Objective) -> TokenLosses:
-    """The losses, with the sums that `objective` wants. They are made outside of what is compiled."""
+    """The losses, with the sums that `objective` wants. They are made outside of what is compiled.
+
+    A blank batch, such as memory and compiler are tried with, gets the numbers that real ones carry.
+    """
+    if objective.extra:
+        losses = _carrying(losses, objective.extra)
     if objective.sums is None:
         return losses
     sums = objective.sums
@@ -56,3 +62,13 @@ def with_sums(losses: TokenLosses, objective: Objective) -> TokenLosses:
             return found._replace(sums_k=sums(batch, found))
 
     return more
+
+
+def _carrying(losses: TokenLosses, names: Sequence[str]) -> TokenLosses:
+    def filled_up(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
+        if not batch.extra:
+            zeros = torch.zeros(batch.inputs_bt.shape, device=batch.inputs_bt.device)
+            batch = replace(batch, extra=dict.fromkeys(names, zeros))
+        return losses(model, batch, dtype)
+
+    return filled_up
