@@ -35,6 +35,7 @@ from pilgrim.model.attention_choice import refuse_impossible
 from pilgrim.model.precision import refuse_odd_sizes
 from pilgrim.stages import fit
 from pilgrim.stages.recipe import Recipe, load_recipe
+from pilgrim.stages.rl_tasks import task_files
 
 STAGES = {
     "tokenizer": "learn a vocabulary from the text",
@@ -266,4 +267,5 @@ def _data_files(recipe: Recipe) -> dict[str, Path]:
     """The files that the recipe reads, by their names in it. Raises DataError for one that is missing."""
     data = recipe.data
     conversations = (*data.conversations, *data.conversations_val) if recipe.midtrain or recipe.sft else ()
-    return {name: find(name) for name in (*data.train, *data.val, *conversations)}
+    found = {name: find(name) for name in (*data.train, *data.val, *conversations)}
+    return found | (task_files(recipe.rl) if recipe.rl else {})

@@ -40,6 +40,9 @@ from pilgrim.train.losses import linear_logprobs
 from pilgrim.train.parallel import plain_copy
 from pilgrim.train.rollouts import Rollout, batch_of, from_row, learned_from, told
 
+CUT_OFF = "cut off"
+LAST_TRY = 8  # so many times a round's prompts, and there must be something to learn
+
 Asked = tuple[Posed, Problem]
 
 
@@ -113,7 +116,7 @@ class Writer:
         ids = written.ids[:-1] if written.ended else written.ids
         reply = self.tokenizer.decode(ids)
         if not written.ended and self.settings.cut_off == "left_out":
-            graded = Graded(None, "cut off")
+            graded = Graded(None, CUT_OFF)
         else:
             graded = problem.grade(reply)
         return Rollout(
@@ -181,13 +184,14 @@ class Rounds:
         seed = self.runtime.seed_for("rollouts", number)
         stream = self.prompts.after(next_prompts)
         found: list[Rollout] = []
-        for attempt in range(settings.tries):
-            missing = settings.prompts - len(learned_from(found, settings.divide_by_std))
-            if missing == 0:
+        for attempt in range(max(settings.tries, LAST_TRY)):
+            kept = len(learned_from(found, settings.divide_by_std))
+            if kept == settings.prompts or (kept and attempt >= settings.tries):
                 break
-            asked = [next(stream) for _ in range(missing)]
+            asked = [next(stream) for _ in range(settings.prompts - kept)]
             first = 1 + found[-1].group if attempt else 0
             found += self.writer.rollouts(asked, settings.replies, seed, first)
+            self._refuse_none(found)
         self._tell_failures(found, number)
         if self.reference is not None:
             found = self._with_reference(found)
@@ -204,19 +208,30 @@ class Rounds:
         return [_telling(batch, facts) for batch in batches] * settings.passes
 
     def _tell_failures(self, rollouts: list[Rollout], number: int) -> None:
-        """What could not be graded is told once each. Raises PilgrimError if nothing could."""
-        missing = [r for r in rollouts if r.reward is None]
-        failed = [r for r in missing if r.why != "cut off"]
+        """What could not be graded is told, and that nothing can be learned. Raises PilgrimError for that."""
+        failed = _failed(rollouts)
         if failed:
             self.writer.log.event("reward_failed", step=number, replies=len(failed), of=len(rollouts), why=failed[0].why)
             self.writer.console.say(
                 f"{failed[0].why}: {len(failed)} of {len(rollouts)} replies of this round have no reward, and are "
                 "not learned from"
             )
-        if len(missing) < len(rollouts):
+        if not learned_from(rollouts, self.settings.divide_by_std):
+            mean = told(rollouts)["reward"]
+            raise PilgrimError(
+                f"step {number}: all replies to each of {1 + rollouts[-1].group} prompts had the same reward (mean "
+                f"{mean:.3g}), so nothing can be learned from them; give problems that are "
+                + ("harder, or end the stage here with a smaller rl.steps" if mean > 0.5 else "easier, or more replies")
+            )
+
+    def _refuse_none(self, rollouts: list[Rollout]) -> None:
+        """Raises PilgrimError if no reply of the round has a reward."""
+        if any(r.reward is not None for r in rollouts):
             return
-        if failed:
-            raise PilgrimError(f"{failed[0].why}, and no reply of the round has a reward; mend the function, and run again")
+        if failed := _failed(rollouts):
+            raise PilgrimError(
+                f"{failed[0].why}, and no reply of the round has a reward; mend the function, and run again"
+            )
         raise PilgrimError(
             f"none of {len(rollouts)} replies ended within rl.reply_tokens = {self.settings.reply_tokens}; "
             'allow more, or write rl.cut_off = "graded"'
@@ -271,6 +286,11 @@ class Rounds:
             return [from_row(row) for _, row in read_jsonl_zst(file)]
         except TypeError as error:
             raise DataError(f"{file} is no file of rollouts ({error}); put the right one back") from None
+
+
+def _failed(rollouts: list[Rollout]) -> list[Rollout]:
+    """Those whose grading went wrong."""
+    return [r for r in rollouts if r.reward is None and r.why != CUT_OFF]
 
 
 def _telling(batch: Batch, facts: dict[str, Any]) -> Batch:

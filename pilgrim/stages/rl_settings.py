@@ -73,8 +73,8 @@ class RlSettings(TrainSettings):
     clip_low: float = Field(0.2, gt=0, lt=1, description="a token's probability may fall by so much in a round")
     clip_high: float = Field(0.28, gt=0, description="and rise by so much")
     kl: float = Field(0.0, ge=0, description="pull towards the model that the stage began with; 0: none")
-    cut_off: Literal["left_out", "graded"] = Field(
-        "left_out", description="replies that reach reply_tokens: not learned from, or graded as they are"
+    cut_off: Literal["graded", "left_out"] = Field(
+        "graded", description="replies that reach reply_tokens: graded as they are, or not learned from"
     )
     held_out_prompts: int = Field(200, ge=1, description="held-out prompts of each task in an evaluation")
     reward_s: float = Field(5.0, gt=0, description="seconds that a reward function may take for a reply")

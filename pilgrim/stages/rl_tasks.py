@@ -54,6 +54,16 @@ def _task(name: str, task: RlTask, settings: RlSettings, runtime: Runtime) -> Po
     return Posed(name, task, problems, [held_out[i] for i in order[: settings.held_out_prompts]])
 
 
+def task_files(settings: RlSettings) -> dict[str, Path]:
+    """All files that the tasks read, by their names in the recipe. Raises DataError for one that is missing."""
+    return {
+        named: _file(named, name)
+        for name, task in settings.tasks.items()
+        for named in (task.prompts, task.reward, task.held_out)
+        if named is not None
+    }
+
+
 def _file(named: str, task: str) -> Path:
     try:
         return find(named)

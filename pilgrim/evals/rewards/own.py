@@ -19,6 +19,7 @@ import math
 import select
 import subprocess
 import sys
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,7 @@ class OwnReward:
     def close(self) -> None:
         """End the child. The next call starts another one."""
         if self._child is not None:
-            self._child.kill()
-            self._child.communicate()
+            self._end()  # once only
             self._child, self._unread = None, b""
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -73,6 +73,7 @@ class OwnReward:
             return self._child
         command = [sys.executable, "-u", str(Path(own_process.__file__)), str(self.file)]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._end = weakref.finalize(self, _ended, self._child)  # also when nobody needs this any more
         try:
             found = self._answer(self._child, START_S)
         except (TimeoutError, EOFError) as error:
@@ -99,3 +100,8 @@ class OwnReward:
         line, _, self._unread = self._unread.partition(b"\n")
         found: dict[str, Any] = json.loads(line)
         return found
+
+
+def _ended(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.communicate()
