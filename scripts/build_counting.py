@@ -1,10 +1,10 @@
 """Builds the bundled problems of the reinforcement-learning stage: `python scripts/build_counting.py`.
 
-How many times does a letter occur in a word? The words are those of the bundled training text that are written
-often enough there, without those that the bundled spelling task asks about. They are dealt out: for conversations
-that show how the calculator is called (`conversations/counting.jsonl.zst`), for problems to learn from
-(`rl/counting.jsonl.zst`), and for problems held out. So no word is in two of the files. The letter is one of the
-word's own, as often its most frequent one as any: nearly all answers would be 1 else.
+How many times does a letter occur in a word? The words are those of the bundled training text that are
+written often enough there, without those that the bundled spelling task asks about. They are dealt out: for
+conversations that show how the calculator is called (`conversations/counting.jsonl.zst`), for problems to
+learn from (`rl/counting.jsonl.zst`), and for problems held out. So no word is in two of the files. The letter
+is one of the word's own, as often its most frequent one as any: nearly all answers would be 1 else.
 
 All choices are drawn from generators seeded by name. Prints the rows for the table of files in SOURCES.md.
 """

@@ -113,7 +113,7 @@ class Engine:
         stay. Raises ValueError if replies are being written.
         """
         if not self.idle:
-            raise ValueError("replies are being written: finish or cancel them before other weights are loaded")
+            raise ValueError("replies are being written: finish or cancel them before weights are loaded")
         self.model.load_weights(model.weights())
         if self._scheduler is not None:
             self._scheduler.pool.forget_all()
@@ -136,11 +136,11 @@ class Engine:
         """Ask for a reply; `step` writes it.
 
         It is over at a token of `stop_ids`, after `sampling.max_tokens`, or when prompt and reply fill the
-        model's context. `index` tells samples of one seed apart. `logit_bias` is added to the scores of
-        some ids; with `top_logprobs` each event tells what the model thought of its token, and of as many
-        likeliest ones, at the temperature `scores_at`. `until` is told each id, and ends the reply with it by saying True, such as at a stop
-        string (stopping.py). `follow` is given the reply after each drawn token, and returns ids that come
-        next without being drawn, such as a tool's answer.
+        model's context. `index` tells samples of one seed apart. `logit_bias` is added to the scores of some
+        ids; with `top_logprobs` each event tells what the model thought of its token, and of as many
+        likeliest ones, at the temperature `scores_at`. `until` is told each id, and ends the reply with it by
+        saying True, such as at a stop string (stopping.py). `follow` is given the reply after each drawn
+        token, and returns ids that come next without being drawn, such as a tool's answer.
 
         Raises DataError for a prompt that is empty, fills the context by itself (cut it before), or has ids
         that the model doesn't know.

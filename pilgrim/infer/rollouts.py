@@ -1,12 +1,13 @@
 """Rollouts: replies with all that reinforcement learning wants to know about how they were written.
 
-Of each token: did the model draw it, or was it forced (a tool's answer)? How likely did the model find it when
-it drew it? A policy gradient needs both. What was forced is no decision, so nothing is learned from it. And how
-likely a token *was* is what its probability under newer weights is compared with.
+Of each token: did the model draw it, or was it forced (a tool's answer)? How likely did the model find it
+when it drew it? A policy gradient needs both. What was forced is no decision, so nothing is learned from it.
+And how likely a token *was* is what its probability under newer weights is compared with.
 
-Likely under what? Under what it was drawn from: the model's scores divided by the sampling temperature, softmax.
-Filters such as top-p are left out of rollouts, because they give tokens a probability of 0 that training would
-divide by. The stop token is a decision like any other, so it is part of a rollout, though not of a reply.
+Likely under what? Under what it was drawn from: the model's scores divided by the sampling temperature,
+softmax. Filters such as top-p are left out of rollouts, because they give tokens a probability of 0 that
+training would divide by. The stop token is a decision like any other, so it is part of a rollout, though not
+of a reply.
 """
 
 from collections.abc import Collection, Sequence
@@ -38,7 +39,8 @@ def write(
     tools: ToolUse | None = None,
     most_calls: int = 4,
 ) -> list[Written]:
-    """A rollout for each prompt. `sampling` may have a temperature above 0, a seed and a limit, and no filters.
+    """A rollout for each prompt. `sampling` may have a temperature above 0, a seed and a limit, and no
+    filters.
 
     `indices` tell the draws of one seed apart, so a rollout depends on nothing else that is written with it.
     """

@@ -1,7 +1,9 @@
-"""Stage 7: reinforcement learning. The model answers problems, a program grades, and what was good becomes likelier.
+"""Stage 7: reinforcement learning. The model answers problems, a program grades, and what was good becomes
+likelier.
 
-The loss is in train/policy.py, the problems and their grading in evals/rewards, and how a round of replies becomes
-batches in rl_rounds.py. Here they are put together, and held-out problems are asked at every evaluation.
+The loss is in train/policy.py, the problems and their grading in evals/rewards, and how a round of replies
+becomes batches in rl_rounds.py. Here they are put together, and held-out problems are asked at every
+evaluation.
 """
 
 import copy

@@ -2,13 +2,14 @@
 
     prompts --engine--> replies --grade--> rewards --file--> rows --groups--> advantages --pack--> batches
 
-Each round is written whole to `rollouts/step-NNNNNN.jsonl`, named after the batches handed out before it, before
-the first of its batches is handed out. A run that was stopped in the middle of a round reads it from there; one
-that was stopped between rounds writes the same round again, as what is drawn depends on seed and position, and on
-the weights. So a position is: how many batches so far, how many of the present round, which prompts are next.
+Each round is written whole to `rollouts/step-NNNNNN.jsonl`, named after the batches handed out before it,
+before the first of its batches is handed out. A run that was stopped in the middle of a round reads it from
+there; one that was stopped between rounds writes the same round again, as what is drawn depends on seed and
+position, and on the weights. So a position is: how many batches so far, how many of the present round, which
+prompts are next.
 
-Several processes each write and grade some of the replies, and all have all of them. So all make the same batches,
-of which the loop gives each its share.
+Several processes each write and grade some of the replies, and all have all of them. So all make the same
+batches, of which the loop gives each its share.
 """
 
 import json
@@ -128,7 +129,9 @@ class Writer:
             reward=graded.reward,
             solved=graded.solved,
             ended=written.ended,
-            calls=sum(drawn and i == END_OF_CALL for i, drawn in zip(written.ids, written.drawn, strict=True)),
+            calls=sum(
+                drawn and i == END_OF_CALL for i, drawn in zip(written.ids, written.drawn, strict=True)
+            ),
             why=graded.why,
             prompt_ids=prompt,
             ids=written.ids,
@@ -141,9 +144,7 @@ class Writer:
 class Rounds:
     """Batches without end (data/loader.py: WholeBatches), each round written by the model of that moment."""
 
-    def __init__(
-        self, writer: Writer, tasks: list[Posed], folder: Path, context: int
-    ) -> None:
+    def __init__(self, writer: Writer, tasks: list[Posed], folder: Path, context: int) -> None:
         """`folder` is where rounds are kept; `context` the length of a batch's rows."""
         self.writer, self.settings, self.runtime = writer, writer.settings, writer.runtime
         self.prompts = Prompts(tasks, self.runtime)
@@ -199,7 +200,8 @@ class Rounds:
         return found
 
     def _batches_of(self, rollouts: list[Rollout]) -> list[Batch]:
-        """A round as batches: its groups dealt to `updates` parts, `passes` times. At least one, maybe empty."""
+        """A round as batches: its groups dealt to `updates` parts, `passes` times. At least one, maybe
+        empty."""
         settings, end = self.settings, self.writer.tokenizer.eot_id
         groups = learned_from(rollouts, settings.divide_by_std)
         parts = [groups[i :: settings.updates] for i in range(min(settings.updates, len(groups)))] or [[]]
@@ -211,17 +213,18 @@ class Rounds:
         """What could not be graded is told, and that nothing can be learned. Raises PilgrimError for that."""
         failed = _failed(rollouts)
         if failed:
-            self.writer.log.event("reward_failed", step=number, replies=len(failed), of=len(rollouts), why=failed[0].why)
+            counts = {"replies": len(failed), "of": len(rollouts)}
+            self.writer.log.event("reward_failed", step=number, why=failed[0].why, **counts)
             self.writer.console.say(
-                f"{failed[0].why}: {len(failed)} of {len(rollouts)} replies of this round have no reward, and are "
-                "not learned from"
+                f"{failed[0].why}: {len(failed)} of {len(rollouts)} replies of this round have no reward, "
+                "and are not learned from"
             )
         if not learned_from(rollouts, self.settings.divide_by_std):
             mean = told(rollouts)["reward"]
             raise PilgrimError(
-                f"step {number}: all replies to each of {1 + rollouts[-1].group} prompts had the same reward (mean "
-                f"{mean:.3g}), so nothing can be learned from them; give problems that are "
-                + ("harder, or end the stage here with a smaller rl.steps" if mean > 0.5 else "easier, or more replies")
+                f"step {number}: all replies to each of {1 + rollouts[-1].group} prompts had the same reward "
+                f"(mean {mean:.3g}), so nothing can be learned from them; give problems that are "
+                + ("harder, or a smaller rl.steps" if mean > 0.5 else "easier, or more replies")
             )
 
     def _refuse_none(self, rollouts: list[Rollout]) -> None:
@@ -279,8 +282,8 @@ class Rounds:
         file = self._file(number)
         if not file.exists():
             raise DataError(
-                f"{file} is missing, and the run was stopped in the middle of learning from it; put it back, or "
-                "delete the newest checkpoint of the stage to go back before it"
+                f"{file} is missing, and the run was stopped in the middle of learning from it; put it back, "
+                "or delete the newest checkpoint of the stage to go back before it"
             )
         try:
             return [from_row(row) for _, row in read_jsonl_zst(file)]

@@ -1,7 +1,7 @@
 """The problems of a recipe's `[rl.tasks]`: read, checked, and dealt out in an order that the seed decides.
 
-Which task comes next is drawn by weight; within a task, every problem comes once before any comes again. Both are
-functions of the seed and of how many were drawn, so a position says all (data/loader.py).
+Which task comes next is drawn by weight; within a task, every problem comes once before any comes again. Both
+are functions of the seed and of how many were drawn, so a position says all (data/loader.py).
 """
 
 from collections.abc import Iterator
@@ -47,15 +47,16 @@ def _task(name: str, task: RlTask, settings: RlSettings, runtime: Runtime) -> Po
     for found, what in ((problems, "to learn from"), (held_out, "held out")):
         if not found:
             raise DataError(
-                f"rl.tasks.{name}: of {task.prompts} no problem is left {what}; give more problems, or a file of "
-                "others as held_out"
+                f"rl.tasks.{name}: of {task.prompts} no problem is left {what}; give more, or a file "
+                "of others as held_out"
             )
     order = torch.randperm(len(held_out), generator=runtime.generator(f"rl held out {name}")).tolist()
     return Posed(name, task, problems, [held_out[i] for i in order[: settings.held_out_prompts]])
 
 
 def task_files(settings: RlSettings) -> dict[str, Path]:
-    """All files that the tasks read, by their names in the recipe. Raises DataError for one that is missing."""
+    """All files that the tasks read, by their names in the recipe. Raises DataError for one that is
+    missing."""
     return {
         named: _file(named, name)
         for name, task in settings.tasks.items()
@@ -91,7 +92,9 @@ class Prompts:
 
     def _draws(self, block: int) -> list[int]:
         generator = self._runtime.generator("rl tasks", block)
-        drawn: list[int] = torch.multinomial(self._weights, BLOCK, replacement=True, generator=generator).tolist()
+        drawn: list[int] = torch.multinomial(
+            self._weights, BLOCK, replacement=True, generator=generator
+        ).tolist()
         return drawn
 
     def _order(self, task: Posed, epoch: int) -> list[int]:

@@ -137,9 +137,9 @@ class LinearCrossEntropy(torch.autograd.Function):
 class LinearLogProbs(torch.autograd.Function):
     """(hidden_nw, head_vw, targets_n, softcap, temperature) -> (log-probabilities [n], entropies [n]).
 
-    The entropies carry no gradient. With s = head · h / temperature and target y the log-probability is s[y] - log(sum(exp(s))); its gradient with respect
-    to the scores is one at y, less softmax(s). Forward keeps that logarithm of each token and no scores;
-    backward makes them again.
+    The entropies carry no gradient. With s = head · h / temperature and target y the log-probability is s[y]
+    - log(sum(exp(s))); its gradient with respect to the scores is one at y, less softmax(s). Forward keeps
+    that logarithm of each token and no scores; backward makes them again.
     """
 
     @staticmethod

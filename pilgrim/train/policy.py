@@ -6,29 +6,30 @@ become likelier, what was worse less likely, each in proportion to how much:
     advantage  A = reward - mean of the group           (divided by the group's standard deviation if wished)
     loss         = - sum over tokens of A · log p(token)
 
-The mean of the group is what makes this work without a second network that foretells rewards: GRPO (Shao et al.
-2024, arXiv 2402.03300). Dividing by the deviation, as GRPO does, weighs questions that are nearly always or
-nearly never solved more than others; Dr. GRPO (Liu et al. 2025, arXiv 2503.20783) therefore leaves it out, and
-so do we unless told. The loss is a sum over all tokens of the batch, divided once by their number, as in DAPO
-(Yu et al. 2025, arXiv 2503.14476): a mean of every reply's mean would make the tokens of long replies count less,
-and so make wrong replies long.
+The mean of the group is what makes this work without a second network that foretells rewards: GRPO (Shao et
+al. 2024, arXiv 2402.03300). Dividing by the deviation, as GRPO does, weighs questions that are nearly always
+or nearly never solved more than others; Dr. GRPO (Liu et al. 2025, arXiv 2503.20783) therefore leaves it out,
+and so do we unless told. The loss is a sum over all tokens of the batch, divided once by their number, as in
+DAPO (Yu et al. 2025, arXiv 2503.14476): a mean of every reply's mean would make the tokens of long replies
+count less, and so make wrong replies long.
 
 **Several steps on the same replies.** After the first step the model is not the one any more that has written
 them. The ratio r = p(token) now / p(token) when it was drawn corrects for that. A ratio far from 1 corrects
-badly, so a token is left alone once its ratio has gone far enough the way its advantage pushes (PPO, Schulman et
-al. 2017, arXiv 1707.06347):
+badly, so a token is left alone once its ratio has gone far enough the way its advantage pushes (PPO, Schulman
+et al. 2017, arXiv 1707.06347):
 
     loss = - sum of min(r · A, clip(r, 1 - clip_low, 1 + clip_high) · A)
 
-with more room upwards than downwards (DAPO's "clip higher"): else rare tokens could never become frequent, and
-the replies of a group would soon all be alike. At r = 1 the gradient of r · A is that of A · log p, as above.
+with more room upwards than downwards (DAPO's "clip higher"): else rare tokens could never become frequent,
+and the replies of a group would soon all be alike. At r = 1 the gradient of r · A is that of A · log p, as
+above.
 
-The p "when it was drawn" is what the engine has told while it wrote, at the same temperature. So r corrects, too,
-for whatever little the engine and the training step differ by in rounding.
+The p "when it was drawn" is what the engine has told while it wrote, at the same temperature. So r corrects,
+too, for whatever little the engine and the training step differ by in rounding.
 
-**Stay near where you began**, if wished: a reference model's log-probabilities pull with `kl` times an estimate
-of the distance, exp(d) - d - 1 with d = log p_reference - log p, which is never negative and on average the
-Kullback-Leibler divergence (Schulman 2020, "Approximating KL divergence": k3).
+**Stay near where you began**, if wished: a reference model's log-probabilities pull with `kl` times an
+estimate of the distance, exp(d) - d - 1 with d = log p_reference - log p, which is never negative and on
+average the Kullback-Leibler divergence (Schulman 2020, "Approximating KL divergence": k3).
 
 Shapes: b rows, t tokens, n = b · t; k sums.
 """
@@ -42,14 +43,14 @@ import torch
 from torch import Tensor
 
 from pilgrim.data.loader import IGNORED, Batch
-from pilgrim.train.losses import HeadLoss, Losses, linear_logprobs
+from pilgrim.train.losses import Losses, linear_logprobs
 from pilgrim.train.objective import Objective
 
 EXTRA = ("advantage", "rollout", "reference")  # of each target: Batch.extra
 LARGEST_LOG = 20.0  # a log-ratio beyond has long been clipped, and its exponential shall stay finite
 
-# The largest ratio of a step can't be had from sums. So tokens are counted by |log ratio|, in steps of a factor
-# of sqrt(2): the largest is known as well as that.
+# The largest ratio of a step can't be had from sums. So tokens are counted by |log ratio|, in steps of a
+# factor of sqrt(2): the largest is known as well as that.
 SMALLEST_POWER, POWERS = -24, 60  # from 2^-12 on
 
 
@@ -90,7 +91,9 @@ def policy_objective(clip_low: float, clip_high: float, kl: float, temperature: 
                 distance(moved_n, torch.zeros_like(moved_n)),
                 apart_n,
             )
-            sums_k = torch.cat([torch.stack([column.sum() for column in columns]), by_size(moved_n, counts_n)])
+            sums_k = torch.cat(
+                [torch.stack([column.sum() for column in columns]), by_size(moved_n, counts_n)]
+            )
         return Losses(total, -logprobs_n.detach().view_as(batch.targets_bt), sums_k)
 
     return Objective(head_loss, measures=lambda sums: measures(sums, kl > 0), extra=EXTRA)
@@ -134,6 +137,8 @@ def measures(sums: Sequence[float], reference: bool) -> dict[str, Any]:
         "clipped": clipped * each,
         "drift": drift * each,  # mean |log p now - log p when drawn|
         "drift_kl": moved * each,  # KL(who wrote, who learns), nats a token
-        "largest_ratio": math.exp(min(largest, LARGEST_LOG)),  # or its inverse; rounded up by up to sqrt(2) in the log
+        "largest_ratio": math.exp(
+            min(largest, LARGEST_LOG)
+        ),  # or its inverse; rounded up by up to sqrt(2) in the log
     }
     return found | ({"kl": apart * each} if reference else {})

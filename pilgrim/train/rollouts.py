@@ -1,11 +1,12 @@
 """From replies with rewards to batches: what is kept of a round, and how it is learned from.
 
-A round is a number of questions, each answered several times. It is written to a file before anything is learned
-from it, a row of JSON for each reply: to be read by a person, and by a run that was stopped between two steps on
-the same round. So batches are always made from such rows, whether they come from memory or from the file.
+A round is a number of questions, each answered several times. It is written to a file before anything is
+learned from it, a row of JSON for each reply: to be read by a person, and by a run that was stopped between
+two steps on the same round. So batches are always made from such rows, whether they come from memory or from
+the file.
 
-A batch packs prompt and reply like any other document (data/packing.py). Trained are the tokens that the model
-has drawn itself; the prompt and tools' answers are only read.
+A batch packs prompt and reply like any other document (data/packing.py). Trained are the tokens that the
+model has drawn itself; the prompt and tools' answers are only read.
 """
 
 import math
@@ -51,7 +52,8 @@ def groups_of(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
 
 
 def learned_from(rollouts: Sequence[Rollout], divide_by_std: bool) -> list[list[tuple[Rollout, float]]]:
-    """The groups in which rewards differ, as replies with their advantages; replies without a reward left out."""
+    """The groups in which rewards differ, as replies with their advantages; replies without a reward left
+    out."""
     found = []
     for group in groups_of(rollouts):
         values = advantages([rollout.reward for rollout in group], divide_by_std)
@@ -62,7 +64,8 @@ def learned_from(rollouts: Sequence[Rollout], divide_by_std: bool) -> list[list[
 
 
 def batch_of(some: Sequence[tuple[Rollout, float]], context: int, end_id: int) -> Batch:
-    """Replies with their advantages, packed into as many rows as they need; one of padding if there are none."""
+    """Replies with their advantages, packed into as many rows as they need; one of padding if there are
+    none."""
     # The last token of a reply is only a target, so it takes no place.
     sizes = [len(rollout.prompt_ids) + len(rollout.ids) - 1 for rollout, _ in some]
     rows = pack([Piece(number, 0, size) for number, size in enumerate(sizes)], context)
@@ -95,12 +98,15 @@ def _row(some: Sequence[tuple[Rollout, float]], context: int, end_id: int) -> Ba
 def told(rollouts: Sequence[Rollout]) -> dict[str, Any]:
     """What a round looks like, for the rows of its steps.
 
-    The standard error of the mean reward counts prompts, not replies: those to one prompt are not independent.
+    The standard error of the mean reward counts prompts, not replies: those to one prompt are not
+    independent.
     """
     groups = groups_of(rollouts)
     rewards = [r.reward for r in rollouts if r.reward is not None]
     means = [
-        statistics.fmean(known) for group in groups if (known := [r.reward for r in group if r.reward is not None])
+        statistics.fmean(known)
+        for group in groups
+        if (known := [r.reward for r in group if r.reward is not None])
     ]
     flat = [not any(advantages([r.reward for r in group], False)) for group in groups]
 

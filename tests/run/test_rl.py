@@ -27,7 +27,7 @@ def reward(prompt, reply, row):
     stop = Path(__file__).with_name("stop")
     if stop.exists() and calls == int(stop.read_text()):
         os.kill(os.getppid(), signal.SIGTERM)
-    if row.get("bad") == "sometimes" and "e" in reply or row.get("bad") == "always":
+    if row.get("bad") == "sometimes" and len(reply) % 2 or row.get("bad") == "always":
         raise ValueError("no idea")
     return reply.count("e")
 """
@@ -71,7 +71,15 @@ def test_a_stage_of_rewards(walk: Walk, run: Path) -> None:
     learn(walk, run)
     metrics, evals = read_rows(run / "rl" / "metrics.jsonl"), read_rows(run / "rl" / "evals.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
-    names = {"reward", "reward_error", "solved", "reply_tokens", "cut_off", "groups_dropped", "without_reward"}
+    names = {
+        "reward",
+        "reward_error",
+        "solved",
+        "reply_tokens",
+        "cut_off",
+        "groups_dropped",
+        "without_reward",
+    }
     names |= {"entropy", "clipped", "drift", "drift_kl", "largest_ratio", "kl", "learned_tokens"}
     assert all(names <= row.keys() for row in metrics)
     assert [row["step"] for row in evals] == [0, 3, 6]
@@ -120,18 +128,30 @@ def test_a_round_whose_file_is_gone_is_told(walk: Walk, run: Path, tmp_path: Pat
         learn(walk, run, "rl.eval_every=100")
     (tmp_path / "stop").unlink()
     (run / "rl" / "rollouts" / "step-000000.jsonl").unlink()
-    with pytest.raises(DataError, match=r"step-000000.jsonl is missing, and the run was stopped in the middle"):
+    with pytest.raises(
+        DataError, match=r"step-000000.jsonl is missing, and the run was stopped in the middle"
+    ):
         learn(walk, run, "rl.eval_every=100")
 
 
 def test_replies_whose_reward_fails_are_counted_and_left_out(walk: Walk, run: Path, tmp_path: Path) -> None:
     task(tmp_path, bad="sometimes")
-    learn(walk, run, "rl.steps=2", "rl.updates=1", "rl.prompts=12", "rl.tries=1", "rl.kl=0")
+    learn(walk, run, "rl.steps=1", "rl.updates=1", "rl.prompts=8", "rl.kl=0")
+    (row,) = read_rows(run / "rl" / "metrics.jsonl")
+    assert 0 < row["without_reward"] < 1
+    kept = read_rows(run / "rl" / "rollouts" / "step-000000.jsonl")
+    failed = [one for one in kept if one["reward"] is None]
+    assert len(failed) == round(row["without_reward"] * len(kept))
+    assert all(len(one["reply"]) % 2 and "line 14: reward raised ValueError" in one["why"] for one in failed)
+    (event,) = [e for e in read_rows(run / "rl" / "events.jsonl") if e["kind"] == "reward_failed"]
+    assert event["replies"] == len(failed)
 
 
 def test_if_all_fail_the_stage_ends_with_a_sentence(walk: Walk, run: Path, tmp_path: Path) -> None:
     task(tmp_path, bad="always")
-    where = r"reward.py, line 15: reward raised ValueError: no idea on .*prompts.jsonl, line \d+, and no reply"
+    where = (
+        r"reward.py, line 14: reward raised ValueError: no idea on .*prompts.jsonl, line \d+, and no reply"
+    )
     with pytest.raises(PilgrimError, match=where):
         learn(walk, run)
 
@@ -140,9 +160,12 @@ def test_if_all_fail_the_stage_ends_with_a_sentence(walk: Walk, run: Path, tmp_p
     ("settings", "why"),
     [
         (["rl.steps=3"], r"rl.tasks names nothing to ask"),
-        (["rl.tasks.x={prompts='a.jsonl'}"], r'needs a reward'),
+        (["rl.tasks.x={prompts='a.jsonl'}"], r"needs a reward"),
         (["rl.tasks.x={prompts='a.jsonl', kind='gsm8k', reward='r.py'}"], r"grades by itself"),
-        (["rl.tasks.x={prompts='a.jsonl', kind='gsm8k'}", "rl.prompts=2", "rl.updates=3"], r"3 parts can't be made"),
+        (
+            ["rl.tasks.x={prompts='a.jsonl', kind='gsm8k'}", "rl.prompts=2", "rl.updates=3"],
+            r"3 parts can't be made",
+        ),
         (["rl.tasks.x={prompts='a.jsonl', kind='gsm8k'}"], r"rl.steps is missing"),
     ],
 )

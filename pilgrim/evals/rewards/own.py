@@ -2,16 +2,17 @@
 
     def reward(prompt: str, reply: str, row: dict) -> float: ...
 
-`prompt` is what was asked last, `reply` the model's text with its tool calls, `row` the prompt's row of JSON with
-whatever else you have written there. The number may be anything finite; groups of replies are compared by it, and
-1 or more counts as solved.
+`prompt` is what was asked last, `reply` the model's text with its tool calls, `row` the prompt's row of JSON
+with whatever else you have written there. The number may be anything finite; groups of replies are compared
+by it, and 1 or more counts as solved.
 
-The function runs in a process of its own (own_process.py), for three reasons: it may hang, and a process can be
-killed; it may print, or change what is global; and whatever it raises is about a reply, and no end of the run. It is
-your program and not the model's, so it isn't fenced in otherwise: it may import and read what you may.
+The function runs in a process of its own (own_process.py), for three reasons: it may hang, and a process can
+be killed; it may print, or change what is global; and whatever it raises is about a reply, and no end of the
+run. It is your program and not the model's, so it isn't fenced in otherwise: it may import and read what you
+may.
 
-A call that raises, returns no finite number, or takes too long gives no reward. It is told in a sentence with the
-place in your file and that of the prompt; the reply is not learned from, and is counted.
+A call that raises, returns no finite number, or takes too long gives no reward. It is told in a sentence with
+the place in your file and that of the prompt; the reply is not learned from, and is counted.
 """
 
 import json
@@ -52,14 +53,20 @@ class OwnReward:
             answer = self._answer(child, self.seconds)
         except (BrokenPipeError, TimeoutError, EOFError) as error:
             self.close()
-            what = f"took more than {self.seconds:g} s" if isinstance(error, TimeoutError) else "ended its process"
+            what = (
+                f"took more than {self.seconds:g} s"
+                if isinstance(error, TimeoutError)
+                else "ended its process"
+            )
             return Graded(None, f"{self.file}: reward {what} on {place}")
         if "error" in answer:
             where = f"{self.file}, line {answer['line']}" if answer["line"] else str(self.file)
             return Graded(None, f"{where}: reward raised {answer['error']} on {place}")
         value = answer["reward"]
         if not isinstance(value, int | float) or not math.isfinite(value):
-            return Graded(None, f"{self.file}: reward returned {answer['shown']}, no finite number, on {place}")
+            return Graded(
+                None, f"{self.file}: reward returned {answer['shown']}, no finite number, on {place}"
+            )
         return Graded(float(value))
 
     def close(self) -> None:

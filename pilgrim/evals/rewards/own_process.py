@@ -1,8 +1,8 @@
 """The process in which somebody's reward function runs: `python own_process.py FILE`.
 
-A line of JSON in, [prompt, reply, row], a line out: {"reward", "shown"} or {"error", "line"}. The first line out
-says whether the file could be read. What the function prints goes to standard error, so that it can't be mixed up
-with answers. Needs nothing but Python, as it is started anew after each call that hangs.
+A line of JSON in, [prompt, reply, row], a line out: {"reward", "shown"} or {"error", "line"}. The first line
+out says whether the file could be read. What the function prints goes to standard error, so that it can't be
+mixed up with answers. Needs nothing but Python, as it is started anew after each call that hangs.
 """
 
 import importlib.util
@@ -59,7 +59,9 @@ def _as_number(value: Any) -> float | None:
 
 def _failed(error: BaseException, file: Path) -> dict[str, Any]:
     """The error, and the last line of `file` that it passed through."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)
+    ]
     if isinstance(error, SyntaxError) and error.filename == str(file):
         lines.append(error.lineno)
     text = f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -1,20 +1,20 @@
 """Problems whose replies a program can grade: what reinforcement learning asks, and what a reply is worth.
 
-    kind           a row of the file                                          worth 1
-    spelling       {"word": "banana", "letter": "a"}, or without a letter     the right count; the right letters
-    counting       {"word": "banana", "letter": "a"}                          the same, and counted: see below
-    gsm8k          {"question": …, "answer": "… #### 18"}                     the right number
-    ifeval         {"prompt": …, "instruction_id_list": […], "kwargs": […]}   every instruction followed
-    questions      {"prompt": …, "exact" or "regex" or …: …}                  the answer; a format
-    own            {"prompt": …}, and whatever your function reads            what your function returns
+    kind           a row of the file                                          worth 1 spelling       {"word":
+    "banana", "letter": "a"}, or without a letter     the right count; the right letters counting
+    {"word": "banana", "letter": "a"}                          the same, and counted: see below gsm8k
+    {"question": …, "answer": "… #### 18"}                     the right number ifeval         {"prompt": …,
+    "instruction_id_list": […], "kwargs": […]}   every instruction followed questions      {"prompt": …,
+    "exact" or "regex" or …: …}                  the answer; a format own            {"prompt": …}, and
+    whatever your function reads            what your function returns
 
 The first four are graded by the very code that grades them in evaluations (pilgrim/evals/tasks), so what is
-rewarded is what will be measured. `ifeval` and `questions` are also how formats are asked for: a reply without
-commas, of two paragraphs, that a regular expression finds. For the last see own.py.
+rewarded is what will be measured. `ifeval` and `questions` are also how formats are asked for: a reply
+without commas, of two paragraphs, that a regular expression finds. For the last see own.py.
 
-`counting` wants more than the right number: the calculator must have counted that letter in that word. Half of all
-answers are 1, so a model that guesses is rewarded half the time, and every lucky guess makes whatever nonsense led
-to it likelier.
+`counting` wants more than the right number: the calculator must have counted that letter in that word. Half
+of all answers are 1, so a model that guesses is rewarded half the time, and every lucky guess makes whatever
+nonsense led to it likelier.
 """
 
 import hashlib
@@ -43,7 +43,9 @@ def read_counting(row: Mapping[str, Any], line: int, place: str) -> ChatItem:
 
     def grade(reply: str) -> Verdict:
         verdict = item.grade(reply)
-        counted = re.search(rf"""<tool_call>\s*["']{word}["']\.count\(["']{letter}["']\)\s*</tool_call>""", reply)
+        counted = re.search(
+            rf"""<tool_call>\s*["']{word}["']\.count\(["']{letter}["']\)\s*</tool_call>""", reply
+        )
         if verdict.right and not counted:
             return Verdict(False, verdict.answer, "right, but not counted")
         return verdict
@@ -93,7 +95,8 @@ class Problem:
 
 
 def read_problems(file: Path, kind: Kind, own: OwnGrade | None = None) -> list[Problem]:
-    """All problems of a JSONL file. Raises DataError, with file and line, for what can't be asked or graded."""
+    """All problems of a JSONL file. Raises DataError, with file and line, for what can't be asked or
+    graded."""
     found = [_problem(row, line, f"{file}, line {line}", kind, own) for line, row in read_jsonl_zst(file)]
     if not found:
         raise DataError(f"{file} holds no problems; write one JSON object a line")
@@ -121,12 +124,15 @@ def _messages(row: dict[str, Any], place: str) -> tuple[Message, ...]:
         return (Message("user", text(row, "prompt", place)),)
     messages = messages_from_row(row, place)
     if messages[-1].role != "user":
-        raise DataError(f"{place}: ends with the {messages[-1].role}, but a prompt ends with the user; cut it")
+        raise DataError(
+            f"{place}: ends with the {messages[-1].role}, but a prompt ends with the user; cut it"
+        )
     return messages
 
 
 def held_out_of(problems: Sequence[Problem], share: float) -> tuple[list[Problem], list[Problem]]:
-    """(to learn from, held out): by a hash of what is asked, so the same prompt is always on the same side."""
+    """(to learn from, held out): by a hash of what is asked, so the same prompt is always on the same
+    side."""
 
     def held(problem: Problem) -> bool:
         digest = hashlib.sha256("\n".join(m.content for m in problem.messages).encode()).digest()

@@ -74,7 +74,9 @@ def test_what_a_tool_answers_is_not_drawn_and_too_many_calls_are_not_answered(
     assert request.ids[:6] == [END_OF_CALL, RESPONSE, 60, 61, END_OF_RESPONSE, END_OF_CALL]
 
 
-@pytest.mark.parametrize("change", [{"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 5}, {"repetition_penalty": 1.1}])
+@pytest.mark.parametrize(
+    "change", [{"temperature": 0.0}, {"top_p": 0.9}, {"top_k": 5}, {"repetition_penalty": 1.1}]
+)
 def test_filters_are_refused(engine: Engine, change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="without filters"):
         write(engine, PROMPTS, DRAWN.model_copy(update=change), STOPS, range(4))

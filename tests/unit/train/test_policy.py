@@ -17,8 +17,8 @@ WIDTH, VOCABULARY, END = 8, 23, 0
 def reply(group: int, reward: float | None, ids: list[int], drawn: list[bool] | None = None) -> Rollout:
     prompt = [END, 5, 6 + group]
     return Rollout(
-        task="some", line=1, group=group, prompt="?", reply="!", reward=reward, solved=reward == 1, ended=True,
-        calls=0, why="", prompt_ids=prompt, ids=ids, drawn=drawn or [True] * len(ids),
+        task="some", line=1, group=group, prompt="?", reply="!", reward=reward, solved=reward == 1,
+        ended=True, calls=0, why="", prompt_ids=prompt, ids=ids, drawn=drawn or [True] * len(ids),
         logprobs=[-1.0 - i / 10 for i in range(len(ids))], reference=[-2.0] * len(ids),
     )  # fmt: skip
 
@@ -99,7 +99,9 @@ def test_the_loss_is_the_formula_written_out(kl: float, temperature: float, soft
         a, old, ref = (batch.extra[name][row, at] for name in ("advantage", "rollout", "reference"))
         ratio = (log_p - old).exp()
         bounded = ratio.clamp(0.8, 1.28) * a
-        expected = expected - torch.minimum(ratio * a, bounded) + kl * ((ref - log_p).exp() - (ref - log_p) - 1)
+        expected = (
+            expected - torch.minimum(ratio * a, bounded) + kl * ((ref - log_p).exp() - (ref - log_p) - 1)
+        )
         clipped += int(bounded < ratio * a)
         drift += float((log_p - old).detach().abs())
     torch.testing.assert_close(losses.total, expected)
@@ -151,7 +153,11 @@ def test_the_largest_ratio_is_known_within_a_root_of_two(largest: float) -> None
     moved = torch.tensor([0.0, largest / 3, -largest, 5.0])
     counts = torch.tensor([1.0, 1.0, 1.0, 0.0])
     found = math.log(measures([1.0] * 6 + by_size(moved, counts).tolist(), False)["largest_ratio"])
-    assert found == 0 if largest == 0 else largest * 0.999 <= found <= max(2**-12, largest * math.sqrt(2) * 1.001)
+    assert (
+        found == 0
+        if largest == 0
+        else largest * 0.999 <= found <= max(2**-12, largest * math.sqrt(2) * 1.001)
+    )
 
 
 def test_a_rounds_facts() -> None:

@@ -38,7 +38,9 @@ CALL = '<tool_call>"banana".count("a")</tool_call><tool_response>3</tool_respons
         ("questions", {"prompt": "Two lines.", "regex": r"^.+\n.+$"}, "a\nb", "a"),
     ],
 )
-def test_what_is_right_is_worth_1(tmp_path: Path, kind: Any, row: dict[str, Any], right: str, wrong: str) -> None:
+def test_what_is_right_is_worth_1(
+    tmp_path: Path, kind: Any, row: dict[str, Any], right: str, wrong: str
+) -> None:
     (problem,) = read_problems(file_of(tmp_path, row), kind)
     assert problem.grade(right).reward == 1
     assert problem.grade(right).solved
