@@ -19,8 +19,10 @@ from pilgrim.cli.base import app as app
 # isort: off
 from pilgrim.cli import run as run
 from pilgrim.cli import chat as chat
+from pilgrim.cli import serve as serve
 from pilgrim.cli import evaluate as evaluate
 from pilgrim.cli import looking as looking
+from pilgrim.cli import synth as synth
 from pilgrim.cli import export as export
 from pilgrim.cli import doctor as doctor
 # isort: on

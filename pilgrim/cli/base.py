@@ -93,12 +93,7 @@ def find_run(name: str | None) -> Path:
     Raises PilgrimError if there is none.
     """
     if name is None:
-        trained = [(_last_trained(folder), folder) for folder in _runs() if _last_trained(folder) > 0]
-        if not trained:
-            raise PilgrimError(
-                f"{RUNS}/: no trained model is here; train one: pilgrim run recipes/pocket.toml"
-            )
-        return max(trained)[1]
+        return max((_last_trained(folder), folder) for folder in trained_runs())[1]
     for folder in (RUNS / name, Path(name)):
         if (folder / "recipe.toml").exists():
             return folder
@@ -113,6 +108,14 @@ def find_run(name: str | None) -> Path:
     raise PilgrimError(
         f"{name} is no run, neither below {RUNS}/ nor as a path to a folder with a recipe.toml; {cure}"
     )
+
+
+def trained_runs() -> list[Path]:
+    """Every run here that has a model. Raises PilgrimError if none has."""
+    found = [folder for folder in _runs() if _last_trained(folder) > 0]
+    if not found:
+        raise PilgrimError(f"{RUNS}/: no trained model is here; train one: pilgrim run recipes/pocket.toml")
+    return found
 
 
 def _runs() -> Iterator[Path]:

@@ -24,6 +24,9 @@ def chat(
         typer.Argument(metavar="RUN", help="The run: its name or folder. Left out: the one trained last."),
     ] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="Words before the first turn.")] = None,
+    python: Annotated[
+        bool, typer.Option("--python", help="The model may run Python programs, in a sandbox (Linux).")
+    ] = False,
     temperature: Annotated[
         float, typer.Option(help="0: always the likeliest token; higher: livelier.")
     ] = 0.8,
@@ -63,7 +66,7 @@ def chat(
     }
     sampling = build(Sampling, dials, "pilgrim chat")
     if not say:
-        terminal.chat(folder, sampling=sampling, system=system)
+        terminal.chat(folder, sampling=sampling, system=system, python=python)
         return
-    for prompt, reply in terminal.exchanges(folder, say, sampling=sampling, system=system):
+    for prompt, reply in terminal.exchanges(folder, say, sampling=sampling, system=system, python=python):
         typer.echo(f"> {prompt}\n{reply}\n")

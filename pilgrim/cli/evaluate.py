@@ -17,6 +17,7 @@ from pilgrim.core.errors import PilgrimError
         ("pilgrim eval pocket --suite core --items 32", "a quick look at CORE's tasks"),
         ("pilgrim eval pocket --suite chat", "what does the chatbot know, compute, obey?"),
         ("pilgrim eval pocket --suite evals/mine.toml", "questions of your own"),
+        ("pilgrim eval pocket --stages --items 32", "what did each stage change?"),
         ("pilgrim eval try2 --suite core --compare pocket", "is it better than pocket, item by item?"),
         ("pilgrim eval --hf Qwen3-0.6B-Base --context 2048", "CORE's tasks with a public model"),
         ("pilgrim eval pocket --harness arc_easy,piqa", "tasks of EleutherAI's harness"),
@@ -54,6 +55,13 @@ def eval_command(
         bool,
         typer.Option(
             "--fetch", help="Take all of CORE's tasks, and fetch them first if they are not here yet."
+        ),
+    ] = False,
+    stages: Annotated[
+        bool,
+        typer.Option(
+            "--stages",
+            help="Ask the last model of every trained stage, and say what each stage changed.",
         ),
     ] = False,
     compare: Annotated[
@@ -105,9 +113,28 @@ def eval_command(
     Every accuracy has its standard error. The results are in RUN/evaluate/; with --hf, whose suites are core
     and chat, in runs/hf-NAME/evaluate/.
 
+    --stages: the same of every trained stage, with the differences from one to the next, in
+    RUN/evaluate/stages.json.
+
     --text: bits per byte of files of yours, by file and source, which can be compared between tokenizers.
     """
     folder = _measured(run, hf, context)
+    if stages:
+        from pilgrim.stages.by_stage import SUITES, evaluate_stages
+
+        if hf is not None or harness is not None or text or compare is not None or fetch:
+            raise PilgrimError(
+                "--stages is about the stages of one run, and goes with --suite, --items and --data; "
+                "leave the other options out, or call twice"
+            )
+        if suite not in ("all", *SUITES):
+            raise PilgrimError(
+                f"--suite {suite} can't be asked of every stage; try {', '.join(SUITES)} or all"
+            )
+        if data is not None and suite not in ("core", "chat"):
+            raise PilgrimError(f"--data {data} needs to know whose tasks they are; add --suite core or chat")
+        evaluate_stages(folder, SUITES if suite == "all" else [suite], data, items)
+        return
     if harness is not None:
         from pilgrim.stages.harness import evaluate_with_harness
 

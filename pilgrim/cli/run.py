@@ -25,6 +25,10 @@ from pilgrim.launch.worker import is_rank, working
         ("pilgrim run recipes/pocket.toml --until pretrain", "stop before it learns to chat"),
         ("pilgrim run recipes/pocket.toml --only evaluate", "measure once more"),
         (
+            "pilgrim run recipes/chat-d12.toml --dry-run",
+            "all of a recipe's stages in a minute, without its data",
+        ),
+        (
             "pilgrim run runs/pocket/recipe.toml name=again",
             "a run's own recipe, every setting in it, is one too",
         ),
@@ -51,6 +55,13 @@ def run(
             help="Go on with a half-finished run although it was started with other settings.",
         ),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Walk it in a minute, made small, with stand-ins for data that isn't here, as NAME-dry-run.",
+        ),
+    ] = False,
     processes: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="Processes; left out: one for each GPU, or just one."),
@@ -73,6 +84,14 @@ def run(
     Exit codes: 0 done; 1 crashed, and given up; 2 something is for you to mend; 130 stopped by Ctrl-C, or 143
     by SIGTERM, after a step, with a checkpoint. A second Ctrl-C, a second later or more, stops at once.
     """
+    if dry_run:
+        from pilgrim.core.console import Console
+        from pilgrim.stages.rehearsal import rehearse
+
+        recipe, said = rehearse(recipe, overrides or [], RUNS)
+        overrides = []
+        for sentence in said:
+            Console().say(sentence)
     if is_rank():
         from pilgrim.stages.journey import run_journey
 

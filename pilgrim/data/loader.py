@@ -16,17 +16,19 @@ Shapes: b rows, t tokens.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pilgrim.core.errors import DataError
 from pilgrim.core.processes import Processes
 from pilgrim.core.runtime import Runtime
-from pilgrim.data.packing import Piece, plan, repack
+from pilgrim.data.packing import Piece, cut, plan, repack
 from pilgrim.data.shards import TokenSet
 from pilgrim.model.attention_spans import document_starts
 
@@ -187,8 +189,34 @@ def build_row(
     return Batch(*row)
 
 
+def teaches(tokens: TokenSet, piece: Piece) -> bool:
+    """Whether a token of this piece has a target that counts. Of text, every token has."""
+    if tokens.trained is None:
+        return True
+    first, end = tokens.starts[piece.document] + piece.start, tokens.starts[piece.document + 1]
+    return bool(tokens.trained[first + 1 : min(first + piece.length + 1, end)].any())
+
+
+class TooLong(NamedTuple):
+    """What becomes of conversations that are longer than a row."""
+
+    conversations: int
+    pieces: int  # into which they are cut
+    left_out: int  # of the pieces: nothing is learned in them
+
+
+def too_long(tokens: TokenSet, context: int) -> TooLong:
+    """How many conversations of a token set are cut, and what of them is not used."""
+    long = np.flatnonzero(tokens.lengths > context)
+    pieces = [piece for d in long for piece in cut(int(d), int(tokens.lengths[d]), context)]
+    return TooLong(len(long), len(pieces), sum(not teaches(tokens, piece) for piece in pieces))
+
+
 class PackedRows:
-    """The rows of one token set, forever: every epoch in a new order, packed anew."""
+    """The rows of one token set, forever: every epoch in a new order, packed anew.
+
+    Every row has a token to learn: of a conversation that is cut, pieces without one are left out.
+    """
 
     def __init__(self, tokens: TokenSet, context: int, end_id: int, runtime: Runtime) -> None:
         self.tokens, self.context, self.end_id, self.runtime = tokens, context, end_id, runtime
@@ -203,17 +231,38 @@ class PackedRows:
             (position["epoch"], position["window"], position["taken"]) if position else (0, 0, [])
         )
         windows = -(-self.tokens.documents // WINDOW)
+        empty = 0  # windows one after another in which there was nothing to learn
         while True:
             done, before = 0, taken  # rows of our length, and what was taken at other lengths before
             if taken and taken[-1][0] == self.context:
                 done, before = taken[-1][1], taken[:-1]
-            for pieces in self._packed(epoch, window, before)[done:]:
+            left = self._packed(epoch, window, before)[done:]
+            empty = 0 if left else empty + 1
+            if empty > windows:
+                raise DataError(f"{self.tokens.name}: none of its tokens is to be learned; use other data")
+            for pieces in left:
                 done += 1
                 row = build_row(self.tokens, pieces, self.context, self.end_id)
                 yield row, {"epoch": epoch, "window": window, "taken": [*before, [self.context, done]]}
             taken, window = [], window + 1
             if window == windows:
                 epoch, window = epoch + 1, 0
+
+    def epochs(self, position: Position) -> float:
+        """How many times the set was read when the window of documents of a position was begun."""
+        epoch, window = int(position["epoch"]), int(position["window"])
+        return epoch + window / -(-self.tokens.documents // WINDOW)
+
+    def count(self, epochs: float) -> int:
+        """The rows of so many epochs. Each is packed anew, so they need not be equally many in each."""
+        windows = range(-(-self.tokens.documents // WINDOW))
+
+        def of(epoch: int) -> int:
+            return sum(len(self._packed(epoch, window, [])) for window in windows)
+
+        whole = int(epochs)
+        rest = round((epochs - whole) * of(whole)) if epochs > whole else 0
+        return max(1, sum(map(of, range(whole))) + rest)
 
     def _packed(self, epoch: int, window: int, before: list[list[int]]) -> list[list[Piece]]:
         """The rows that a window holds after those `before`, shuffled.
@@ -223,10 +272,11 @@ class PackedRows:
         order = self._permutation("documents", self.tokens.documents, epoch)
         order = order[window * WINDOW : (window + 1) * WINDOW]
         lengths = [context for context, _ in before] + [self.context]
-        rows = self._shuffled(plan(self.tokens.lengths, order, lengths[0]), epoch, window)
+        wanted = partial(teaches, self.tokens) if self.tokens.trained is not None else None
+        rows = self._shuffled(plan(self.tokens.lengths, order, lengths[0], wanted), epoch, window)
         for i, (_, done) in enumerate(before, start=1):
             so_far = (n for pair in before[:i] for n in pair)
-            rows = self._shuffled(repack(rows[done:], lengths[i]), epoch, window, *so_far)
+            rows = self._shuffled(repack(rows[done:], lengths[i], wanted), epoch, window, *so_far)
         return rows
 
     def _shuffled(self, rows: list[list[Piece]], *parts: int) -> list[list[Piece]]:

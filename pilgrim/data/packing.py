@@ -6,10 +6,13 @@ two. Here a document that fits a row stays whole; a longer one is cut into piece
 rest; and pieces are put together by *best fit decreasing*: the longest first, each into the fullest
 row that still has room. On short stories 98% of the places are filled (rows of 512 tokens; 99% at 1024);
 the rest is padding, which no loss counts. Attention never crosses from one document to the next.
+
+Pieces that teach nothing, such as the middle of a user's endless message, can be left out (`wanted`), so that
+no row consists of them alone.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +26,9 @@ class Piece:
     document: int
     start: int
     length: int
+
+
+Wanted = Callable[[Piece], bool]
 
 
 def cut(document: int, length: int, context: int, start: int = 0) -> list[Piece]:
@@ -54,13 +60,15 @@ def pack(pieces: list[Piece], context: int) -> list[list[Piece]]:
     return rows
 
 
-def plan(lengths: NDArray[np.int64], order: NDArray[np.int64], context: int) -> list[list[Piece]]:
+def plan(
+    lengths: NDArray[np.int64], order: NDArray[np.int64], context: int, wanted: Wanted | None = None
+) -> list[list[Piece]]:
     """Pack the documents named by `order` (indices into `lengths`, their token counts)."""
     pieces = [piece for d in order for piece in cut(int(d), int(lengths[d]), context)]
-    return pack(pieces, context)
+    return pack(list(filter(wanted, pieces)) if wanted else pieces, context)
 
 
-def repack(rows: Sequence[Sequence[Piece]], context: int) -> list[list[Piece]]:
+def repack(rows: Sequence[Sequence[Piece]], context: int, wanted: Wanted | None = None) -> list[list[Piece]]:
     """What `rows` hold, in rows of another length. Pieces that adjoin in their document are joined first."""
     wholes: list[Piece] = []
     for piece in sorted((p for row in rows for p in row), key=lambda p: (p.document, p.start)):
@@ -70,4 +78,4 @@ def repack(rows: Sequence[Sequence[Piece]], context: int) -> list[list[Piece]]:
         else:
             wholes.append(piece)
     pieces = [piece for p in wholes for piece in cut(p.document, p.length, context, p.start)]
-    return pack(pieces, context)
+    return pack(list(filter(wanted, pieces)) if wanted else pieces, context)

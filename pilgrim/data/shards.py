@@ -13,9 +13,10 @@ The manifest is written last: a set without one was never finished.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,10 +71,16 @@ class TokenSet:
 
 
 def write_token_set(
-    folder: Path, name: str, documents: Iterable[Document], vocab_size: int, tokenizer: str
+    folder: Path,
+    name: str,
+    documents: Iterable[Document],
+    vocab_size: int,
+    tokenizer: str,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a token set. `tokenizer` is the hash of the tokenizer that made the ids.
 
+    `origin`, plain JSON, is kept in the manifest: what the set was made of, for who would make it again.
     Raises DataError if there is no document, PilgrimError if the disk is full or writing is not allowed.
     """
     tokens = in_memory(name, documents, vocab_size)
@@ -91,6 +98,7 @@ def write_token_set(
                 _save(file, array)
                 hashes[file.name] = sha256_file(file)
     manifest = {"format": FORMAT, **tokens.manifest, "tokenizer": tokenizer, "sha256": hashes}
+    manifest |= {} if origin is None else {"origin": dict(origin)}
     write_json_atomic(folder / f"{name}.json", manifest)
 
 

@@ -10,7 +10,7 @@ however often. A training document that is also a validation document is left ou
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +60,11 @@ class Text:
     source: str
 
 
-def find(name: str) -> Path:
-    """The path of a file named in a recipe. Raises DataError if it does not exist."""
+def find(name: str, place: str = "[data]") -> Path:
+    """The path of a file named in a recipe's table `place`. Raises DataError if it does not exist."""
     path = ASSETS / name.removeprefix("assets:") if name.startswith("assets:") else Path(name).expanduser()
     if not path.is_file():
-        raise DataError(f"[data] names {name}, but there is no file {path}; mend the path, or make the file")
+        raise DataError(f"{place} names {name}, but there is no file {path}; mend the path, or make the file")
     return path
 
 
@@ -114,15 +114,17 @@ class Split:
     left_out: int
 
 
-def split(settings: DataSettings) -> Split:
-    """Read all documents and keep validation apart. Raises DataError if either side is empty."""
-    documents = list(read_documents(settings.train))
+def split(settings: DataSettings, read: Callable[[Iterable[str]], Iterator[Text]] = read_documents) -> Split:
+    """Read all documents and keep validation apart. Raises DataError if either side is empty.
+
+    `read` yields the documents of the files that are named (and data/datasets.py knows of more than files).
+    """
+    documents = list(read(settings.train))
     if settings.val:
-        val = list(read_documents(settings.val))
+        val = list(read(settings.val))
     else:
         val = [d for d in documents if _fraction(d.text) < settings.val_share]
-    held_out = {_digest(d.text) for d in val}
-    train = [d for d in documents if _digest(d.text) not in held_out]
+    train = list(apart(documents, val))
     for name, side, files in (
         ("train", train, settings.train),
         ("validation", val, settings.val or settings.train),
@@ -132,6 +134,12 @@ def split(settings: DataSettings) -> Split:
                 f"[data]: no {name} document is left of {_listed(files)}; name files with more text in them"
             )
     return Split(train, val, len(documents) - len(train) - (0 if settings.val else len(val)))
+
+
+def apart(documents: Iterable[Text], val: Iterable[Text]) -> Iterator[Text]:
+    """The documents that are not among those of validation."""
+    held_out = {_digest(d.text) for d in val}
+    return (d for d in documents if _digest(d.text) not in held_out)
 
 
 def _digest(text: str) -> bytes:

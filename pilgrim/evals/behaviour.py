@@ -13,7 +13,7 @@ which is sound near 0 and 1 too, where these shares live. What generates the rep
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,7 @@ class Behaviour:
     looped: Share
     named: Share
     examples: tuple[Example, ...]
+    each: Mapping[str, Sequence[bool]]  # by the shares' names, of each prompt whether it was a hit
 
     def to_dict(self) -> dict[str, Any]:
         """{"behaviour": {"ended": {"share", "n", "low", "high"}, "looped": …}, "examples": […]}."""
@@ -121,6 +122,7 @@ def measure(
         Share(sum(looped), len(looped)),
         Share(sum(named), len(named)),
         tuple(_examples(asked, examples_per_kind)),
+        {"ended": ended, "looped": looped, "named": named},
     )
 
 

@@ -58,6 +58,19 @@ class Paired:
         return math.sqrt(max(0.0, disagreed - self.difference**2) / self.n)
 
     @property
+    def interval(self) -> tuple[float, float]:
+        """A 95% interval of the difference that stays sound where next to nothing was disagreed on.
+
+        Half an item more is thought into each of the four cells (both, neither, one, other), which pulls the
+        interval a little towards 0 and keeps it from being a point (Agresti & Min 2005, Statistics in
+        Medicine 24: 729).
+        """
+        n, gained, lost = self.n + 2, self.only_second + 0.5, self.only_first + 0.5
+        center = (gained - lost) / n
+        reach = Z95 * math.sqrt(gained + lost - (gained - lost) ** 2 / n) / n
+        return max(-1.0, center - reach), min(1.0, center + reach)
+
+    @property
     def p_value(self) -> float:
         """McNemar's exact test, two-sided: 1 where nothing speaks for a difference."""
         disagreed = self.only_first + self.only_second

@@ -27,6 +27,7 @@ from pilgrim.model.config import ModelConfig
 from pilgrim.model.count import kv_cache_bytes, parameters, weight_bytes
 
 LICENCES = Path(__file__).parents[1] / "assets" / "SOURCES.md"
+NOT_LEARNED = ("val", "chat_val", "DONE")  # files of the shards' folder that are no set for training
 BEHAVIOURS = {"ended": "ends its reply by itself", "looped": "loops", "named": "gives its name when asked"}
 SOURCES_SHOWN = 40
 UNKNOWN = ("", "**not known to pilgrim: state it before you publish this model**", "")
@@ -226,13 +227,13 @@ def _provenance_rows(provenance: Mapping[str, Any]) -> Iterable[tuple[str, str]]
 
 
 def _document_counts(subject: Subject) -> dict[str, int]:
-    """Documents of each source in the token sets that the stages up to this one were trained on."""
+    """Documents of each source in the token sets for training: pretraining's, or those of all stages."""
     counts: Counter[str] = Counter()
     if subject.run is not None and subject.stage is not None:
-        for name in ("train",) if subject.stage == "pretrain" else ("train", "chat_train"):
-            manifest = subject.run / "shards" / f"{name}.json"
-            if manifest.exists():
-                for source, count in read_json(manifest)["sources"].items():
+        for manifest in sorted((subject.run / "shards").glob("*.json")):
+            trained_on = manifest.stem == "train" or subject.stage != "pretrain"
+            if trained_on and manifest.stem not in NOT_LEARNED:
+                for source, count in read_json(manifest).get("sources", {}).items():
                     counts[_family(source)] += count
     return dict(counts)
 

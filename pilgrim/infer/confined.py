@@ -22,6 +22,7 @@ accidents and shortcuts, and not against a clever liar.
 Shapes of the kernel's structures: linux/landlock.h, linux/filter.h, linux/seccomp.h, linux/audit.h.
 """
 
+import ast
 import ctypes
 import json
 import os
@@ -83,7 +84,7 @@ def main(control: int, result: int) -> None:
     os.write(result, b"ready\n")
     read, write, leave = os.read, os.write, os._exit  # the program may put others in their place
     try:
-        exec(compile(order["program"], "program.py", "exec"), {"__name__": "__main__"})
+        execute(order["program"], order["show_value"])
         sys.stdout.flush()
     except BaseException as error:
         reason = f"{type(error).__name__}{_line_number(error)}: {error}".strip().removesuffix(":")
@@ -91,6 +92,17 @@ def main(control: int, result: int) -> None:
         leave(1)
     write(result, b"passed " + read(control, 64))
     leave(0)
+
+
+def execute(program: str, show_value: bool) -> None:
+    """Run all lines; with `show_value`, print what the last one is worth, if it is an expression."""
+    tree, space = ast.parse(program, "program.py"), {"__name__": "__main__"}
+    last = tree.body.pop() if show_value and tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "program.py", "exec"), space)
+    if isinstance(last, ast.Expr):
+        value = eval(compile(ast.Expression(last.value), "program.py", "eval"), space)
+        if value is not None:
+            print(repr(value))
 
 
 def confine(order: dict[str, int]) -> None:

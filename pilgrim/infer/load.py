@@ -52,12 +52,15 @@ def load_tokenizer(run_folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def load_model(stage_folder: Path, on_damage: Callable[[str], None] = tell) -> Transformer:
-    """The model of a stage's newest whole checkpoint, in fp32 on the CPU.
+def load_model(
+    stage_folder: Path, on_damage: Callable[[str], None] = tell, step: int | None = None
+) -> Transformer:
+    """The model of a stage's newest whole checkpoint, or of exactly that `step`, in fp32 on the CPU.
 
     `on_damage` is told of damaged ones. Raises CheckpointError if there is none, or it is of another kind.
     """
-    found = CheckpointStore(stage_folder / "checkpoints").load_latest(on_damage, only="model")
+    store = CheckpointStore(stage_folder / "checkpoints")
+    found = store.load_latest(on_damage, only="model") if step is None else store.load(step, only="model")
     if found is None:
         raise CheckpointError(
             f"{stage_folder} holds no checkpoint; train that stage first with `pilgrim run`"
@@ -79,15 +82,19 @@ def load_engine(
     runtime: Runtime,
     rows: int = 32,
     on_damage: Callable[[str], None] = tell,
+    *,
+    step: int | None = None,
+    record: bool = False,
+    lookup: bool = False,
 ) -> Engine:
-    """An engine for a stage's newest model; `rows` as for `Engine`.
+    """An engine for a stage's newest model, or that of `step`; `rows`, `record`, `lookup` as for `Engine`.
 
     Raises DataError if the model was trained with another tokenizer, else as `load_model`.
     """
-    model = load_model(stage_folder, on_damage)
+    model = load_model(stage_folder, on_damage, step)
     if model.config.vocab_size != tokenizer.vocab_size:
         raise DataError(
             f"{stage_folder}: the model has {model.config.vocab_size} tokens, but the tokenizer "
             f"{tokenizer.vocab_size}; use the tokenizer of the same run"
         )
-    return Engine(model, runtime, rows)
+    return Engine(model, runtime, rows, record=record, lookup=lookup)

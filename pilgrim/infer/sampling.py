@@ -5,6 +5,7 @@ probabilities, and the next token is drawn from those; or it is simply the likel
 In between lie a few dials, applied in the order that transformers has:
 
     logit bias           added to the scores of certain tokens
+    a grammar            leaves no chance to whatever would not be of the wanted form (constrained.py)
     repetition penalty   scores of tokens it has used lately are pushed down (Keskar et al. 2019)
     DRY                  "don't repeat yourself": pushed down is what would go on with a repetition, the more
                          the longer it already is (p-e-w 2024, text-generation-webui #5677)
@@ -75,13 +76,16 @@ def choose(
     samplings: Sequence[Sampling],
     draws: Sequence[float],
     biases: Sequence[Mapping[int, float]] | None = None,
+    allowed: Sequence[Tensor | None] | None = None,
 ) -> Tensor:
     """The next token of every row: ids [b]; -1 where the scores are not finite.
 
     `recent` holds what each row has written so far; `draws` are numbers from (0, 1], not looked at where the
-    temperature is 0. Nothing here waits for the device.
+    temperature is 0. `allowed`: for some rows, Bool [v], what is not left out. Nothing here waits for the
+    device.
     """
-    scores_bv = penalized(biased(logits_bv.float(), biases), recent, samplings)
+    scores_bv = restricted(biased(logits_bv.float(), biases), allowed)
+    scores_bv = penalized(scores_bv, recent, samplings)
     spoiled_b = ~torch.isfinite(scores_bv.amax(dim=-1))
     greedy = [sampling.temperature == 0 for sampling in samplings]
     if all(greedy):
@@ -105,6 +109,16 @@ def biased(scores_bv: Tensor, biases: Sequence[Mapping[int, float]] | None) -> T
     where = torch.tensor([rows, ids], device=scores_bv.device)
     add = torch.tensor(values, dtype=scores_bv.dtype, device=scores_bv.device)
     return scores_bv.index_put((where[0], where[1]), add, accumulate=True)
+
+
+def restricted(scores_bv: Tensor, allowed: Sequence[Tensor | None] | None) -> Tensor:
+    """Scores of -inf for the tokens that a row doesn't allow (constrained.py)."""
+    masks = {row: mask_v for row, mask_v in enumerate(allowed or ()) if mask_v is not None}
+    if not masks:
+        return scores_bv
+    rows_k = torch.tensor(list(masks), device=scores_bv.device)
+    forbidden_kv = ~torch.stack(list(masks.values())).to(scores_bv.device)
+    return scores_bv.index_copy(0, rows_k, scores_bv[rows_k].masked_fill(forbidden_kv, float("-inf")))
 
 
 def penalized(scores_bv: Tensor, recent: Sequence[Sequence[int]], samplings: Sequence[Sampling]) -> Tensor:

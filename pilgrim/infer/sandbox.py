@@ -72,22 +72,26 @@ def refusal() -> str | None:
     return None
 
 
-def run(program: str, limits: Limits | None = None) -> Outcome:
-    """Run `program` to its end or to a limit. Raises SandboxError where that isn't safe."""
+def run(program: str, limits: Limits | None = None, show_value: bool = False) -> Outcome:
+    """Run `program` to its end or to a limit. Raises SandboxError where that isn't safe.
+
+    With `show_value`, a last line that is an expression has its value printed, as in a notebook.
+    """
     if (why := refusal()) is not None:
         raise SandboxError(why)
     limits = limits or Limits()
     with tempfile.TemporaryDirectory(prefix="pilgrim-sandbox-") as folder:
-        return _run(program, limits, Path(folder))
+        return _run(program, limits, show_value, Path(folder))
 
 
-def _run(program: str, limits: Limits, folder: Path) -> Outcome:
+def _run(program: str, limits: Limits, show_value: bool, folder: Path) -> Outcome:
     secret = secrets.token_hex(16)
     control_read, control_write = os.pipe()
     result_read, result_write = os.pipe()
     deadline = time.monotonic() + limits.wall_s
     # -P, -s, -S, -B: nothing of the user's is on the path, and nothing is written beside the library.
-    command = [sys.executable, "-P", "-s", "-S", "-B", "-X", "utf8", confined.__file__]
+    # -u: what it has printed is there, even if it is killed.
+    command = [sys.executable, "-P", "-s", "-S", "-B", "-u", "-X", "utf8", confined.__file__]
     process = subprocess.Popen(
         [*command, str(control_read), str(result_write)],
         stdin=subprocess.DEVNULL,
@@ -102,7 +106,8 @@ def _run(program: str, limits: Limits, folder: Path) -> Outcome:
     os.close(result_write)
     assert process.stdout is not None
     try:
-        order = json.dumps({"program": program, "parent": os.getpid(), **asdict(limits)})
+        asked = {"program": program, "show_value": show_value, "parent": os.getpid()}
+        order = json.dumps({**asked, **asdict(limits)})
         try:
             with os.fdopen(control_write, "wb") as control:
                 control.write(f"{order}\n{secret}".encode())

@@ -13,6 +13,9 @@ When a reply needs a block and there is none, the request that came last gives a
 in front of the others that came later than it. Its turn comes again, and what it had is read anew,
 or found. So whoever came first always gets on, and everybody is served at last.
 
+A reply may guess how it goes on (lookup.py). Its guesses are read behind its one token, as far as there are
+blocks that nobody else needs; which of them were right, `confirm` is told afterwards.
+
 Nothing here knows of tensors: it is arithmetic on lists.
 """
 
@@ -23,6 +26,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pilgrim.infer.blocks import BEGINNING, BlockPool, name_of
+from pilgrim.infer.grammar import Grammar
+from pilgrim.infer.lookup import FEW_TEXTS, MOST, Lookup
 from pilgrim.infer.sampling import Sampling
 
 Until = Callable[[int], bool]  # a token that was written -> whether the reply ends with it
@@ -45,6 +50,10 @@ class Request:
     scores_at: float = 1.0  # the temperature at which log-probabilities are told
     until: Until | None = None
     follow: Follow | None = None
+    grammar: Grammar | None = None
+    lookup: Lookup | None = None  # who guesses for it
+    guess: Sequence[int] = ()  # how it may go on, read in this pass
+    trouble: str | None = None  # why it had to end before it was complete, as a sentence
     ended: bool = False  # by a stop token or by `until`
     stopped_by: int | None = None  # the stop token, which is not among `tokens`
     over: bool = False
@@ -115,7 +124,10 @@ class Scheduler:
             self._grow(request)
         writing = [r for r in self.running if r.unread == 1]
         work = [self._read(request, 1) for request in writing]
-        budget = self.tokens_per_pass - len(work)
+        if len(self.running) <= FEW_TEXTS:
+            self._guess(writing)
+        work.sort(key=lambda each: len(each.request.guess) > 0)  # single tokens go together (cache.py)
+        budget = self.tokens_per_pass - sum(1 + len(request.guess) for request in writing)
         for request in [r for r in self.running if r.unread > 1]:
             if budget > 0:
                 work.append(self._read(request, min(request.unread, budget)))
@@ -133,12 +145,31 @@ class Scheduler:
         for request, count in work:
             request.read += count
 
+    def confirm(self, request: Request) -> None:
+        """The pass has read the request's next token already, as it was guessed."""
+        self._read(request, 1)
+        request.read += 1
+
     def undo(self, work: Sequence[Work]) -> None:
         """The pass was broken off: who was to take part begins anew, and half-written blocks are no hits."""
         for block in self._named:
             self.pool.forget(block)
         for request, _ in work:
+            request.guess = ()
             self._preempt(request)
+
+    def _guess(self, writing: Sequence[Request]) -> None:
+        """Guesses for those who have a lookup, and the blocks that they need, if these are to spare."""
+        for request in writing:
+            if request.lookup is None or request.grammar is not None:
+                continue
+            guess = request.lookup.guess(request.tokens, min(MOST, request.room - 1))
+            last = len(request.tokens) + len(guess)
+            # One block for each at work stays in reserve, or the next tokens would drive somebody out.
+            while self.pool.blocks_for(last) > len(request.blocks) and self.pool.free > len(self.running):
+                request.blocks.append(self.pool.take(request.blocks[-1]))
+            held = len(request.blocks) * self.pool.block_tokens
+            request.guess = guess[: max(0, held - len(request.tokens))]
 
     def _read(self, request: Request, count: int) -> Work:
         """Plan it. Blocks that get full by it have their names from now on.
@@ -181,7 +212,7 @@ class Scheduler:
 
     def _grow(self, request: Request) -> None:
         """Blocks for all of its tokens, at the cost of whoever came last."""
-        while request in self.running and self._lacks(request):
+        while request in self.running and self._lacks(request) > 0:
             if self.pool.free:
                 self._take(request)
             else:

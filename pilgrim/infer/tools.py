@@ -1,182 +1,87 @@
-"""A calculator, and how a model calls it in the middle of a reply.
+"""Tools: how a model calls one in the middle of a reply, and what answers.
 
-Small models are bad at arithmetic and can't see the letters of their own tokens. Both are easy for a program,
-so a reply may hold a call between two marks, and the engine writes the answer behind it:
+A reply may hold a call between two marks, and the engine writes the answer behind it:
 
     She makes 9 * 2 = <tool_call>9*2</tool_call><tool_response>18</tool_response> 18 dollars.
                       ^ drawn by the model      ^ forced by the engine
 
 The marks are special tokens of the tokenizer, so no text of a user can spell a call, and whether one is
 complete is a question of ids. A call may stand anywhere in the assistant's turn, as nanochat has it; the
-answer belongs to that turn, but is nothing that the model has said. A call that can't be computed is answered
+answer belongs to that turn, but is nothing that the model has said. A call that can't be answered is answered
 too, by "error: " and the reason, as a model that waits for an answer would make one up.
 
-What is computed is never given to Python's `eval`. The expression is parsed into a syntax tree, and the tree
-is walked with a few known nodes; anything else is refused:
+Two tools answer here (text/calls.py says what their calls look like, and those of other functions):
 
-    numbers    + - * / // % **, parentheses, thousands commas       exact fractions, at most 256 bits
-    strings    len(s)  s.count(t)  s.upper()  s.lower()  s[::-1]    quoted, within the expression
+    calculator    always there; it can't do any harm (calculator.py)
+    python        runs a program that the model wrote, in the sandbox (sandbox.py); only for who asks for it
 
-The length of the expression bounds the size of the tree, and the bits bound the work at each node, so
-nothing takes longer than a millisecond or two.
+The program's answer is what it printed and, as in a notebook, the value of its last line if that is an
+expression. Every program begins anew: nothing is left of the one before, no variable and no file.
 """
 
-import ast
-import operator
 import re
-import warnings
-from collections.abc import Callable, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
-from pilgrim.text.tokenizer import SPECIAL_TOKENS, Tokenizer
-
-LONGEST_EXPRESSION = 200  # characters
-LARGEST_BITS = 256  # of a numerator or a denominator
-DIGITS = 10  # of a number that isn't whole, as it is written
-
-CALL, END_OF_CALL, RESPONSE, END_OF_RESPONSE = (
-    SPECIAL_TOKENS.index(mark)
-    for mark in ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+from pilgrim.core.errors import SettingsError
+from pilgrim.infer import sandbox
+from pilgrim.infer.calculator import calculator
+from pilgrim.infer.sandbox import Limits
+from pilgrim.text.calls import (
+    BUILT_IN,
+    CALCULATOR,
+    CALL,
+    END_OF_CALL,
+    END_OF_RESPONSE,
+    PYTHON,
+    RESPONSE,
+    call_of,
 )
+from pilgrim.text.tokenizer import Tokenizer
 
-Value = Fraction | str
-Tool = Callable[[str], str]  # what stands in a call -> the answer
+__all__ = [
+    "CALL",
+    "END_OF_CALL",
+    "END_OF_RESPONSE",
+    "RESPONSE",
+    "Tool",
+    "ToolUse",
+    "calculator",
+    "run_python",
+    "spoken",
+    "tools_with_python",
+]
 
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: lambda a, b: Fraction(a // b),
-    ast.Mod: operator.mod,
-}
+Tool = Callable[[str], str]  # the only argument of a built-in tool -> the answer
 
+LONGEST_ANSWER = 1000  # characters of what a program says: a model's context is small
+PROGRAM = Limits(wall_s=5.0)
 
-class CannotCompute(ValueError):
-    """An expression that the calculator refuses; its text is the reason, in a few words."""
-
-
-def calculator(expression: str) -> str:
-    """The value of `expression` as text, or "error: " and why there is none. Never raises."""
-    try:
-        return written(compute(expression))
-    except CannotCompute as error:
-        return f"error: {error}"
+ALWAYS: Mapping[str, Tool] = MappingProxyType({CALCULATOR: calculator})
 
 
-def compute(expression: str) -> Value:
-    """The value of `expression`. Raises CannotCompute."""
-    if len(expression) > LONGEST_EXPRESSION:
-        raise CannotCompute(f"more than {LONGEST_EXPRESSION} characters")
-    if not any(quote in expression for quote in "'\""):
-        expression = _THOUSANDS.sub("", expression).replace("×", "*").replace("÷", "/")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # of a string such as "\d"
-            warnings.simplefilter("ignore", DeprecationWarning)
-            tree = ast.parse(expression.strip(), mode="eval")
-        return _value(tree.body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        if isinstance(error, CannotCompute):
-            raise
-        raise CannotCompute("not an expression") from None
+def run_python(code: str) -> str:
+    """What a program says, or "error: " and why it came to no end. Raises SandboxError where none can run."""
+    outcome = sandbox.run(code, PROGRAM, show_value=True)
+    said = outcome.output.rstrip("\n")
+    if len(said) > LONGEST_ANSWER:
+        said = f"{said[:LONGEST_ANSWER]}... ({len(said) - LONGEST_ANSWER} characters more)"
+    return "\n".join([said] * bool(said) + [f"error: {outcome.why}"] * (not outcome.passed))
 
 
-def written(value: Value) -> str:
-    """A value for a reply: 18, 0.5, 3.333333333, strawberry."""
-    if isinstance(value, str):
-        return value
-    if value.denominator == 1:
-        return str(value.numerator)
-    return f"{float(value):.{DIGITS}g}"
-
-
-def _value(node: ast.expr) -> Value:
-    match node:
-        case ast.Constant(value=str(text)):
-            if any("\ud800" <= character <= "\udfff" for character in text):
-                raise CannotCompute("half a character")  # no tokens could spell the answer
-            return text
-        case ast.Constant(value=int(number)) if not isinstance(number, bool):
-            return _bounded(Fraction(number))
-        case ast.Constant(value=float(number)):
-            return _bounded(_decimal(number))
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_number(operand)
-        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-            return _number(operand)
-        case ast.BinOp(left=left, op=ast.Pow(), right=right):
-            return _power(_number(left), _number(right))
-        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            a, b = _number(left), _number(right)
-            if b == 0 and isinstance(op, ast.Div | ast.FloorDiv | ast.Mod):
-                raise CannotCompute("division by zero")
-            return _bounded(_OPERATORS[type(op)](a, b))
-        case ast.Call(func=ast.Name(id="len"), args=[text], keywords=[]):
-            return Fraction(len(_text(text)))
-        case ast.Call(func=ast.Attribute(value=text, attr="count"), args=[part], keywords=[]):
-            return Fraction(_text(text).count(_text(part)))
-        case ast.Call(func=ast.Attribute(value=text, attr="upper"), args=[], keywords=[]):
-            return _text(text).upper()
-        case ast.Call(func=ast.Attribute(value=text, attr="lower"), args=[], keywords=[]):
-            return _text(text).lower()
-        case ast.Subscript(
-            value=text,
-            slice=ast.Slice(lower=None, upper=None, step=ast.UnaryOp(op=ast.USub(), operand=one)),
-        ) if isinstance(one, ast.Constant) and one.value == 1:
-            return _text(text)[::-1]
-    raise CannotCompute("only arithmetic, and len, count, upper, lower and [::-1] of quoted text")
-
-
-def _number(node: ast.expr) -> Fraction:
-    value = _value(node)
-    if isinstance(value, str):
-        raise CannotCompute("text where a number belongs")
-    return value
-
-
-def _text(node: ast.expr) -> str:
-    value = _value(node)
-    if not isinstance(value, str):
-        raise CannotCompute("a number where text belongs")
-    return value
-
-
-def _decimal(number: float) -> Fraction:
-    """0.1 as one tenth, which no float is: the shortest decimal that reads back to the same float."""
-    try:
-        return Fraction(repr(number))
-    except ValueError:  # infinite: 1e999
-        raise CannotCompute("too large a number") from None
-
-
-def _power(base: Fraction, exponent: Fraction) -> Fraction:
-    if exponent.denominator != 1:
-        raise CannotCompute("an exponent that isn't whole")
-    if base == 0 and exponent < 0:
-        raise CannotCompute("division by zero")
-    bits = max(base.numerator.bit_length(), base.denominator.bit_length())
-    if base not in (0, 1, -1) and (bits - 1) * abs(exponent.numerator) > LARGEST_BITS:
-        raise CannotCompute("too large a number")
-    return _bounded(Fraction(base ** int(exponent)))
-
-
-def _bounded(value: Fraction) -> Fraction:
-    if max(value.numerator.bit_length(), value.denominator.bit_length()) > LARGEST_BITS:
-        raise CannotCompute("too large a number")
-    return value
-
-
-# Within a reply -----------------------------------------------------------------------------------
+def tools_with_python() -> dict[str, Tool]:
+    """The calculator, and Python. Raises SettingsError where programs can't be run safely."""
+    if (why := sandbox.refusal()) is not None:
+        raise SettingsError(f"the Python tool: {why}")
+    return {**ALWAYS, PYTHON: run_python}
 
 
 class ToolUse:
     """Answers the calls in replies: `answer(ids)` has the ids that must follow, mostly none."""
 
-    def __init__(self, tokenizer: Tokenizer, tool: Tool = calculator) -> None:
+    def __init__(self, tokenizer: Tokenizer, tools: Mapping[str, Tool] = ALWAYS) -> None:
         self._tokenizer = tokenizer
-        self._tool = tool
+        self._tools = tools
 
     def answer(self, ids: Sequence[int]) -> list[int]:
         """The forced ids behind a reply that begins with `ids`: the answer, if its last id ends a call."""
@@ -185,8 +90,14 @@ class ToolUse:
         begin = next((i for i in range(len(ids) - 2, -1, -1) if ids[i] == CALL), None)
         if begin is None:
             return []  # an end without a beginning is no call
-        text = self._tool(self._tokenizer.decode(ids[begin + 1 : -1]))
+        text = self._answered(self._tokenizer.decode(ids[begin + 1 : -1]))
         return [RESPONSE, *self._tokenizer.encode(text), END_OF_RESPONSE]
+
+    def _answered(self, text: str) -> str:
+        call = call_of(text)
+        if call.name not in self._tools:
+            return f"error: there is no tool {call.name} here, only {' and '.join(self._tools)}"
+        return self._tools[call.name](call.argument(BUILT_IN[call.name]))
 
 
 def spoken(text: str) -> str:

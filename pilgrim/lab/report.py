@@ -22,10 +22,12 @@ from pilgrim.lab import report_accuracy as accuracy
 from pilgrim.lab import report_charts as charts
 from pilgrim.lab import report_core
 from pilgrim.lab import report_faults as faults
+from pilgrim.lab import report_mixture as mixture
 from pilgrim.lab import report_origin as origin
 from pilgrim.lab import report_sections as sections
 from pilgrim.lab.report_answers import chat_answers
 from pilgrim.lab.report_run import all_done, mapping, read_object, read_recipe, read_stages, total_seconds
+from pilgrim.lab.report_stages import stage_changes
 from pilgrim.lab.report_text import highlight_toml, moment, plain, shortened
 from pilgrim.lab.self_contained import page
 
@@ -54,7 +56,8 @@ def render(run_folder: Path) -> str:
     core = read_object(run_folder / "evaluate" / "core.json")
     payload = charts.payload(stages, notes)
     task_charts, drawn = accuracy.watched(stages, notes)
-    payload["charts"] += drawn
+    source_charts, more_drawn = mixture.by_source(stages, notes)
+    payload["charts"] += drawn + more_drawn
     values: dict[str, Any] = {
         "name": plain(run_folder.resolve().name),
         "when": moment(provenance.get("time")),
@@ -68,6 +71,8 @@ def render(run_folder: Path) -> str:
         "faults": faults.told(stages),
         "arrivals": sections.arrivals(stages),
         "task_charts": task_charts,
+        "source_charts": source_charts,
+        "read_of_each": mixture.read_of_each(stages),
         "payload": htmlsafe_json_dumps(payload, allow_nan=False, separators=(",", ":")),
         "reels": sections.reels(stages, questions, notes),
         "compression": sections.compression(mapping(result.get("bpb"))),
@@ -77,6 +82,7 @@ def render(run_folder: Path) -> str:
         "known_answers": report_core.known_answers(core),
         "to_read": report_core.to_read(core, notes),
         "chat_answers": chat_answers(run_folder / "evaluate", notes),
+        "stage_changes": stage_changes(read_object(run_folder / "evaluate" / "stages.json")),
         "examples": sections.examples(result.get("examples"), notes),
         "recipe": highlight_toml(shortened(recipe_text, RECIPE_CHARACTERS)),
         "provenance": origin.facts(provenance),

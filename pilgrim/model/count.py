@@ -70,11 +70,19 @@ def parameters(config: ModelConfig) -> Parameters:
     )
 
 
-def flops_needed(config: ModelConfig, document: int) -> Flops:
-    """Operations per token that training on documents of `document` tokens can't do without."""
+def flops_needed(config: ModelConfig, document: int, adapters: int = 0) -> Flops:
+    """Operations per token that training on documents of `document` tokens can't do without.
+
+    `adapters`: how many numbers the adapters have, if only they are trained (lora.py). Then no other matrix
+    needs the product that makes its gradient. (Nor does the first layer need that of its input. It is not
+    taken off: one would have to look which matrices are adapted.)
+    """
     pairs = sum(_pairs(document, window) for window in config.windows)
     scores = _scores_flops(config, pairs) // document
     matrices = _matrix_flops(config)
+    if adapters:
+        beside = 2 * adapters
+        return Flops(matrices + beside + scores, 2 * matrices + 3 * (beside + scores))
     return Flops(matrices + scores, 3 * (matrices + scores))
 
 

@@ -14,16 +14,24 @@ from pilgrim.model.precision import fp8_linear
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ without a bias; `weight` has shape [out, in], like torch's."""
+    """y = x Wᵀ without a bias; `weight` has shape [out, in], like torch's.
+
+    Beside it there may be an adapter, which adds to the output what it makes of the input (lora.py).
+    """
 
     fp8 = False  # whether it trains in fp8; evaluation never does
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.lora: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return _product(x, self.weight, self.fp8 and self.training)
+        return self.adapted(x, _product(x, self.weight, self.fp8 and self.training))
+
+    def adapted(self, x: Tensor, out: Tensor) -> Tensor:
+        """`out` = x Wᵀ, and what the adapter adds to it."""
+        return out if self.lora is None else out + self.lora(x)
 
 
 def _product(x: Tensor, weight: Tensor, fp8: bool) -> Tensor:
@@ -40,8 +48,8 @@ def joint_linear(x: Tensor, *layers: Linear) -> tuple[Tensor, ...]:
         return tuple(layer(x) for layer in layers)
     weight = torch.cat([layer.weight for layer in layers])
     out = _product(x, weight, all(layer.fp8 and layer.training for layer in layers))
-    outs: tuple[Tensor, ...] = out.split([layer.weight.shape[0] for layer in layers], dim=-1)
-    return outs
+    outs = out.split([layer.weight.shape[0] for layer in layers], dim=-1)
+    return tuple(layer.adapted(x, out) for layer, out in zip(layers, outs, strict=True))
 
 
 def softcapped(scores: Tensor, cap: float | None) -> Tensor:

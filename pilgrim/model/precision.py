@@ -63,12 +63,14 @@ class Fp8Product(torch.autograd.Function):
         return out_no
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, Tensor | None]:
         x8, x_scale, w8, w_scale = ctx.saved_tensors
         d8, d_scale = quantize(d_out, torch.float8_e5m2)
         d_x: Tensor = torch._scaled_mm(
             d8.contiguous(), in_columns(w8), scale_a=d_scale, scale_b=w_scale, out_dtype=d_out.dtype
         )
+        if not ctx.needs_input_grad[1]:  # frozen (lora.py)
+            return d_x, None
         d_weight: Tensor = torch._scaled_mm(
             d8.t().contiguous(), in_columns(x8), scale_a=d_scale, scale_b=x_scale, out_dtype=torch.float32
         )

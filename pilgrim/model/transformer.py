@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from pilgrim.model.attention import Attend, Attention
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.layers import MLP, Linear, RMSNorm, rotary_angles, softcapped, taken
+from pilgrim.model.lora import MARK, merged
 
 
 class Block(nn.Module):
@@ -113,14 +114,23 @@ class Transformer(nn.Module):
         return softcapped(self.lm_head(hidden), self.config.softcap)
 
     def weights(self) -> dict[str, Tensor]:
-        """Every parameter once, by its Hugging Face name: a tied head is the embedding and not repeated."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters()}
+        """Every parameter once, by its Hugging Face name: a tied head is the embedding and not repeated.
+
+        Where there are adapters (lora.py), they are merged into what they adapt.
+        """
+        layers = ((name, layer) for name, layer in self.named_modules() if isinstance(layer, Linear))
+        adapted = {f"{name}.weight": merged(layer) for name, layer in layers if layer.lora is not None}
+        return {name: adapted.get(name, parameter.detach()) for name, parameter in self._own().items()}
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy in what `weights()` gave. Raises ValueError if the names are not the same."""
-        own = dict(self.named_parameters())
+        """Copy in what `weights()` gave; adapters stay. Raises ValueError if the names are not the same."""
+        own = self._own()
         if own.keys() != weights.keys():
             raise ValueError(f"weights of another model: {sorted(own.keys() ^ weights.keys())[:4]} differ")
         for name, parameter in own.items():
             parameter.copy_(weights[name])
+
+    def _own(self) -> dict[str, nn.Parameter]:
+        """Its parameters without those of adapters."""
+        return {name: parameter for name, parameter in self.named_parameters() if MARK not in name}

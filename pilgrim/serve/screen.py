@@ -5,6 +5,8 @@ lines are read from standard input and standard output gets the replies and noth
 be used by other programs. Everything beside the conversation (speed, help, what is wrong) goes to
 standard error, dimly.
 
+A call of a tool and its answer stand in the midst of a reply, in a terminal dimly as well.
+
 Models write what they like. Control characters, with which a text could take over a terminal, are taken
 out of it, and no markup is read from it.
 """
@@ -26,6 +28,7 @@ with suppress(ImportError):  # some Pythons are built without it; lines are then
 
 PROMPT = "> "
 WIDEST = 100  # columns: longer lines are hard to read
+DIM, BRIGHT = "\x1b[2m", "\x1b[22m"  # ECMA-48: faint, and neither faint nor bold
 LONG_WORD = 24  # columns: what has no spaces for longer is not held back; some scripts have none at all
 
 
@@ -41,6 +44,8 @@ class Screen:
         self._notes = Console(file=notes, highlight=False, soft_wrap=True)
         width = min(WIDEST, shutil.get_terminal_size().columns - 1)
         self._wrap = Wrap(width) if self.interactive else None
+        self._dims = self.interactive and not self._notes.is_dumb_terminal
+        self._aside = False
 
     @classmethod
     def standard(cls) -> "Screen":
@@ -59,16 +64,27 @@ class Screen:
         line = self._source.readline()
         return line.rstrip("\r\n") if line else None
 
-    def reply(self, piece: str) -> None:
-        """Shows a piece of a reply: at once, or in a terminal as soon as its last word is whole."""
+    def reply(self, piece: str, aside: bool = False) -> None:
+        """Shows a piece of a reply: at once, or in a terminal as soon as its last word is whole.
+
+        `aside`: it is of a call, or of a tool's answer.
+        """
         text = printable(piece)
+        self._put_aside(aside)
         self._out.write(self._wrap.feed(text) if self._wrap else text)
         self._out.flush()
 
     def end_reply(self) -> None:
         """The reply is over: a new line begins."""
+        self._put_aside(False)
         self._out.write((self._wrap.finish() if self._wrap else "") + "\n")
         self._out.flush()
+
+    def _put_aside(self, aside: bool) -> None:
+        """From here on dimly, or no longer."""
+        if self._wrap and self._dims and aside != self._aside:
+            self._out.write(self._wrap.flush() + (DIM if aside else BRIGHT))
+            self._aside = aside
 
     def note(self, text: str) -> None:
         """Something beside the conversation."""
@@ -102,6 +118,10 @@ class Wrap:
             else:
                 self._word += character
         return shown + self._place() if cell_len(self._word) > LONG_WORD else shown
+
+    def flush(self) -> str:
+        """What is held back of the last word."""
+        return self._place()
 
     def finish(self) -> str:
         """The rest; the next text begins on a new line."""

@@ -31,15 +31,20 @@ def chat(
     *,
     sampling: Sampling,
     system: str | None = None,
+    python: bool = False,
     runtime: Runtime | None = None,
     screen: Screen | None = None,
 ) -> None:
     """Talk with the last trained stage of a run until the person leaves or the input ends.
 
+    With `python`, the model may run programs in the sandbox.
+
     Raises PilgrimError if the run has no model that can be used.
     """
     screen = screen or Screen.standard()
-    conversation, stage = open_conversation(run_folder, runtime or _runtime(sampling), screen.note, system)
+    conversation, stage = open_conversation(
+        run_folder, runtime or _runtime(sampling), screen.note, system, python
+    )
     if isinstance(conversation, Continuation):
         screen.note(
             f"{run_folder} has only a base model yet ({stage}). It can't chat, but it continues your text."
@@ -53,11 +58,14 @@ def exchanges(
     *,
     sampling: Sampling,
     system: str | None = None,
+    python: bool = False,
     runtime: Runtime | None = None,
 ) -> list[tuple[str, str]]:
     """Each prompt with the reply to it, fit to be printed; each begins a conversation of its own."""
     screen = Screen.standard()
-    conversation, _ = open_conversation(run_folder, runtime or _runtime(sampling), screen.note, system)
+    conversation, _ = open_conversation(
+        run_folder, runtime or _runtime(sampling), screen.note, system, python
+    )
     answered = []
     for prompt in prompts:
         conversation.reset()
@@ -148,7 +156,7 @@ class Chat:
             try:
                 for piece in pieces:
                     said = True
-                    self._screen.reply(piece)
+                    self._screen.reply(piece, self._conversation.aside)
             finally:
                 if said:
                     self._screen.end_reply()

@@ -57,9 +57,7 @@ def overlaps_of(journey: Journey, files: Mapping[str, Sequence[Item]]) -> dict[s
 
 def training_sets(journey: Journey) -> list[TokenSet]:
     """All that a run learns from."""
-    recipe = journey.recipe
-    names = ("train", "chat_train") if recipe.midtrain or recipe.sft else ("train",)
-    return [token_set(journey, name) for name in names]
+    return [token_set(journey, name) for name in journey.recipe.token_sets()]
 
 
 def decoded(tokens: TokenSet, tokenizer: Tokenizer) -> Iterator[str]:

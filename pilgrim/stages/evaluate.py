@@ -13,7 +13,7 @@ from pilgrim.core.files import write_json_atomic
 from pilgrim.core.stages import CHAT, TRAINED
 from pilgrim.data.conversations import Prompt, read_prompts
 from pilgrim.data.loader import one_pass
-from pilgrim.evals.behaviour import Reply, measure
+from pilgrim.evals.behaviour import Behaviour, Reply, measure
 from pilgrim.evals.compression import bits
 from pilgrim.infer.dealing import dealt_replies
 from pilgrim.infer.engine import Engine
@@ -41,15 +41,16 @@ def run(journey: Journey) -> dict[str, Any]:
         finished(journey, stage)
     val, losses = token_set(journey, "val"), compiled_token_losses(runtime)
     assert recipe.pretrain.rows is not None
-    micro_rows = MicroBatch(recipe.pretrain.micro_rows).rows(recipe.pretrain.rows, recipe.model.context)
     result: dict[str, Any] = {"bpb": {}}
     for stage in stages:
         model = load_model(journey.folder / stage, refuse_older(journey, stage)).to(runtime.device)
-        rows = one_pass(val, recipe.model.context, tokenizer.eot_id, micro_rows)
+        context = model.config.context  # midtraining may have made it longer
+        micro_rows = MicroBatch(recipe.pretrain.micro_rows).rows(recipe.pretrain.rows, context)
+        rows = one_pass(val, context, tokenizer.eot_id, micro_rows)
         each = ByDocument(val.documents)
-        found = validate(model, rows, tokenizer.token_bytes(), losses, runtime, each)
+        text = validate(model, rows, tokenizer.token_bytes(), losses, runtime, each)
         of_all = bits(each.nats_d.numpy(), each.bytes_d.numpy())
-        result["bpb"][stage] = asdict(found) | {
+        result["bpb"][stage] = asdict(text) | {
             "standard_error": of_all and of_all.standard_error,
             "sources": bits_by_source(val, each),
         }
@@ -57,7 +58,10 @@ def run(journey: Journey) -> dict[str, Any]:
     if (last := recipe.stage_before("evaluate")) in CHAT:
         refuse = refuse_older(journey, last)
         engine = load_engine(journey.folder / last, tokenizer, runtime, on_damage=refuse)
-        result |= behaviour(journey, engine, tokenizer)
+        found = behaviour(journey, engine, tokenizer)
+        for line in shares_in_words(found):
+            journey.console.say(line)
+        result |= found.to_dict()
     if runtime.processes.first:
         write_json_atomic(journey.stage_folder("evaluate") / "result.json", result, journey.may_write)
     shares = {name: share["share"] for name, share in result.get("behaviour", {}).items()}
@@ -71,7 +75,7 @@ def _in_words(stage: str, found: Mapping[str, Any]) -> str:
     return f"{stage}: {found['bpb']:.4f} bits per byte on held-out text" + (by_source and f" ({by_source})")
 
 
-def behaviour(journey: Journey, engine: Engine, tokenizer: Tokenizer) -> dict[str, Any]:
+def behaviour(journey: Journey, engine: Engine, tokenizer: Tokenizer) -> Behaviour:
     """Ask the held-out prompts at the recipe's temperature and count (evals/behaviour.py).
 
     Raises DataError if the model's context is too short for any of them.
@@ -92,11 +96,17 @@ def behaviour(journey: Journey, engine: Engine, tokenizer: Tokenizer) -> dict[st
             progress.advance(len(replies))
             return [Reply(r.ids, tokenizer.decode(r.ids), r.ended) for r in replies]
 
-        found = measure(reply_for, prompts, names, token_limit=settings.reply_tokens)
-    for name, share in (("ended", found.ended), ("looped", found.looped), ("gave its name", found.named)):
-        low, high = share.interval
-        journey.console.say(f"{name}: {share.share:.1%} of {share.n} (95% interval {low:.1%} to {high:.1%})")
-    return found.to_dict()
+        return measure(reply_for, prompts, names, token_limit=settings.reply_tokens)
+
+
+def shares_in_words(found: Behaviour) -> list[str]:
+    """A line for each share, with its interval."""
+    shares = {"ended": found.ended, "looped": found.looped, "gave its name": found.named}
+    return [
+        f"{name}: {share.share:.1%} of {share.n} (95% interval {share.interval[0]:.1%} to "
+        f"{share.interval[1]:.1%})"
+        for name, share in shares.items()
+    ]
 
 
 def _that_fit(journey: Journey, file: str, engine: Engine, tokenizer: Tokenizer) -> list[Prompt]:

@@ -30,7 +30,7 @@ class Room:
 def check(recipe: Recipe, runtime: Runtime) -> list[str]:
     """Notes about the device's memory. Raises SettingsError if the (resolved) recipe cannot fit."""
     room = _room(runtime.device, runtime.processes.count)
-    config = recipe.model.config(recipe.tokenizer.vocab_size)
+    config = recipe.model_of(recipe.stage_before("evaluate")).config(recipe.tokenizer.vocab_size)
     needed = training_bytes(
         config,
         1,
@@ -65,14 +65,18 @@ def cannot_fit(recipe: Recipe, needed: TrainingBytes, room: Room, of_several: bo
             if recipe.runtime.checkpoint_activations
             else "write runtime.checkpoint_activations = true, or "
         )
-        return (
-            f"{sentence}; {first}lower model.context = {recipe.model.context}, "
-            f"or model.depth = {recipe.model.depth}"
-        )
+        return f"{sentence}; {first}lower {_longest(recipe)}, or model.depth = {recipe.model.depth}"
     divide = (
         'write runtime.parallel = "fsdp", or ' if of_several and recipe.runtime.parallel != "fsdp" else ""
     )
     return f"{sentence}; {divide}lower model.depth = {recipe.model.depth}"
+
+
+def _longest(recipe: Recipe) -> str:
+    """The setting that says how long rows get."""
+    if recipe.midtrain and recipe.midtrain.context:
+        return f"midtrain.context = {recipe.midtrain.context}"
+    return f"model.context = {recipe.model.context}"
 
 
 def _room(device: torch.device, processes: int) -> Room:

@@ -30,6 +30,7 @@ from pilgrim.core.processes import ALONE, Processes
 from pilgrim.core.runlog import RunLog, write_provenance
 from pilgrim.core.runtime import Runtime
 from pilgrim.core.stages import TRAINED
+from pilgrim.data.datasets import NAMED, local_files
 from pilgrim.data.sources import find
 from pilgrim.model.attention_choice import refuse_impossible
 from pilgrim.model.precision import refuse_odd_sizes
@@ -129,19 +130,20 @@ def console_of(runtime: Runtime, console: Console | None) -> Console:
 
 def refuse_impossible_training(recipe: Recipe, runtime: Runtime) -> None:
     """Raises SettingsError, before anything is done, for kernels that this machine or network can't have."""
-    config = recipe.model.config(recipe.tokenizer.vocab_size)
-    refuse_impossible(runtime, config)
+    trained = {stage: settings for stage in TRAINED if (settings := recipe.training(stage))}
+    configs = {stage: recipe.model_of(stage).config(recipe.tokenizer.vocab_size) for stage in trained}
+    for config in configs.values():
+        refuse_impossible(runtime, config)
     if runtime.parallel == "fsdp" and recipe.optim.state == "8bit":
         raise SettingsError(
             'optim.state = "8bit" keeps blocks of 256 numbers, which runtime.parallel = "fsdp" cuts up; '
             'write optim.state = "bf16", or runtime.parallel = "zero"'
         )
     if runtime.fp8:
-        trained = [t for t in (recipe.pretrain, recipe.midtrain, recipe.sft) if t is not None]
-        for settings in trained:
+        for stage, settings in trained.items():
             grown = [context for _, context in (settings.grow and settings.grow.context) or ()]
-            for context in (*grown, config.context):
-                refuse_odd_sizes(config, (settings.micro_rows or 1) * context)
+            for context in (*grown, configs[stage].context):
+                refuse_odd_sizes(configs[stage], (settings.micro_rows or 1) * context)
 
 
 def chosen(recipe: Recipe, only: str | None, until: str | None) -> list[str]:
@@ -265,7 +267,13 @@ def _locked(folder: Path) -> IO[str]:
 
 def _data_files(recipe: Recipe) -> dict[str, Path]:
     """The files that the recipe reads, by their names in it. Raises DataError for one that is missing."""
-    data = recipe.data
-    conversations = (*data.conversations, *data.conversations_val) if recipe.midtrain or recipe.sft else ()
-    found = {name: find(name) for name in (*data.train, *data.val, *conversations)}
+    data, sets = recipe.data, recipe.token_sets()
+    names = [*data.train, *data.val]
+    names += data.conversations if "chat_train" in sets else ()
+    names += data.conversations_val if recipe.chats else ()
+    used = {*sets, *(name.removeprefix(NAMED) for name in names if name.startswith(NAMED))}
+    found = {name: find(name) for name in names if not name.startswith(NAMED)}
+    for name, settings in recipe.datasets.items():
+        if name in used:
+            found |= {file: find(file, f"datasets.{name}") for file in local_files(settings)}
     return found | (task_files(recipe.rl) if recipe.rl else {})

@@ -1,27 +1,26 @@
-"""Stage 4: meet conversations. Text and dialogue are mixed while the learning rate falls, so that the
-model gets used to turns without forgetting how to write."""
+"""Stage 4: meet conversations, and whatever else a model shall know well.
+
+Good text and the mixture's other data sets come together while the learning rate falls, so that the model
+gets used to turns without forgetting how to write. Rows may be longer than in pretraining
+(`midtrain.context`), and then stay so in what follows: no weight belongs to a place in a row, and the
+length is a number in the checkpoint's description of the network.
+"""
 
 from typing import Any
 
-from pilgrim.data.mixture import Mixture
 from pilgrim.stages.journey import Journey
+from pilgrim.stages.mixing import mixed
 from pilgrim.stages.training import Plan, train_stage, weights_of
 
 
 def run(journey: Journey) -> dict[str, Any]:
-    """Go on from pretraining on a mixture of documents and conversations."""
+    """Go on from pretraining on a mixture."""
     return train_stage(journey, plan(journey))
 
 
 def plan(journey: Journey) -> Plan:
     """What this stage trains on, and from which weights."""
-    settings = journey.recipe.midtrain
-    assert settings is not None
-    weights = {"train": 1 - settings.conversation_share, "chat_train": settings.conversation_share}
-    return Plan(
-        "midtrain",
-        settings,
-        lambda packed: Mixture({name: packed(name) for name in weights}, weights, journey.runtime),
-        weights_of(journey, "pretrain"),
-        chat=True,
-    )
+    recipe = journey.recipe
+    assert recipe.midtrain is not None
+    begin = weights_of(journey, recipe.stage_before("midtrain"))
+    return mixed(journey, "midtrain", recipe.midtrain, begin)

@@ -116,8 +116,9 @@ def refuse_other_data(run: Path, recipe: Recipe) -> None:
     """Raises SettingsError if the run's token sets are not those of this recipe."""
     file = run / "recipe.toml"
     made_with = build(Recipe, load_toml(file), str(file))
-    for table in ("tokenizer", "data"):
-        if changes := differences(getattr(made_with, table), getattr(recipe, table)):
+    everything = differences(made_with, recipe)
+    for table in ("tokenizer", "data", "datasets"):
+        if changes := [line for line in everything if line.startswith(f"{table}.")]:
             raise SettingsError(
                 f"{file}: the run's token sets were made with another [{table}] ({'; '.join(changes)}); "
                 "give this profile another name with name=…"
@@ -139,7 +140,7 @@ def _setting(recipe: Recipe, stage: str, work: Work, runtime: Runtime, beginning
     return Setting(
         recipe.name,
         stage,
-        0 if stage == GENERATE else getattr(recipe, stage).steps,
+        work.stage_steps,
         work.rows,
         work.all_rows,
         runtime,
@@ -167,13 +168,16 @@ def _generation(journey: Journey, steps: int) -> tuple[GenerationSteps, str]:
     """Replies to the recipe's prompts, by the run's last model if that is of this shape."""
     recipe, runtime = journey.recipe, journey.runtime
     tokenizer, _ = run_tokenizer(journey)
-    config, note = recipe.model.config(tokenizer.vocab_size), "Replies are written with fresh weights."
-    model = Transformer(config)
     try:
         stage = newest_stage(journey.folder)
         trained = load_model(journey.folder / stage, journey.console.say)
     except CheckpointError:
-        trained = None
+        stage, trained = recipe.stage_before("evaluate"), None
+    config, note = (
+        recipe.model_of(stage).config(tokenizer.vocab_size),
+        "Replies are written with fresh weights.",
+    )
+    model = Transformer(config)
     if trained is not None and trained.config == config:
         model, note = trained, f"Replies are written by the model of {stage}."
     else:

@@ -15,6 +15,9 @@ from pydantic import Field, field_validator, model_validator
 from pilgrim.core.config import Settings, apply_overrides, build, load_toml
 from pilgrim.core.runtime import RuntimeSettings
 from pilgrim.core.stages import TRAINED
+from pilgrim.data import mixture as mixtures
+from pilgrim.data.datasets import NAMED, DatasetSettings, unknown, wrongly_named
+from pilgrim.data.mixture import Parts, PartSettings
 from pilgrim.data.sources import DataSettings
 from pilgrim.evals.core_tasks import TASKS
 from pilgrim.model.bigram import LARGEST_VOCABULARY
@@ -29,6 +32,10 @@ from pilgrim.train.settings import TrainSettings
 
 T = TypeVar("T", bound=TrainSettings)
 
+MIXED = ("midtrain", "sft")  # stages that train on a mixture
+OF_DATA = {"text": "train", "conversations": "chat_train"}  # names of what [data] has, and its token sets
+RESERVED = (*OF_DATA, *OF_DATA.values(), "val", "chat_val", "DONE")
+CONVERSATION_SHARE = 0.5  # of midtraining's rows, where the recipe says nothing of it
 MIDTRAIN_SHARE = 0.15  # of the pretraining steps, where the recipe names no number
 
 
@@ -46,10 +53,50 @@ class PretrainSettings(TrainSettings):
     )
 
 
-class MidtrainSettings(TrainSettings):
-    """`[midtrain]`: text and conversations together, while the learning rate falls."""
+class MixedSettings(TrainSettings):
+    """`[sft]`, and what `[midtrain]` has in common with it: training on a mixture of data sets."""
 
-    conversation_share: float = Field(0.5, gt=0, lt=1, description="share of rows that are conversations")
+    mixture: dict[str, PartSettings] | None = Field(
+        None, description="data sets with weights or epochs; left out: what [data] names"
+    )
+
+    def contradiction(self, stage: str) -> str | None:
+        if self.mixture is not None:
+            if what := mixtures.contradiction(self.mixture, f"{stage}.mixture"):
+                return what
+            if self.by_epochs and self.grow:
+                return (
+                    f"{stage}.mixture has epochs, which are counted in rows of one length, and {stage}.grow "
+                    "changes that; write weights, or leave the other out"
+                )
+        return super().contradiction(stage)
+
+    @property
+    def by_epochs(self) -> bool:
+        """Whether the mixture has an end, which can say how many steps there are."""
+        return self.mixture is not None and mixtures.has_an_end(self.mixture)
+
+
+class MidtrainSettings(MixedSettings):
+    """`[midtrain]`: text, conversations and more together, while the learning rate falls."""
+
+    conversation_share: float | None = Field(
+        None, gt=0, lt=1, description="share of rows that are conversations, where there is no mixture; 0.5"
+    )
+    context: int | None = Field(
+        None, ge=8, description="longer rows than in pretraining, from here on; left out: as model.context"
+    )
+    rope_theta: float | None = Field(
+        None, gt=1, description="another base of the rotary positions, from here on; left out: as it was"
+    )
+
+    def contradiction(self, stage: str) -> str | None:
+        if self.mixture is not None and self.conversation_share is not None:
+            return (
+                f"{stage}.conversation_share = {self.conversation_share} says what {stage}.mixture says; "
+                f"leave it out, and write conversations = {{ weight = … }} there"
+            )
+        return super().contradiction(stage)
 
 
 class EvalSettings(Settings):
@@ -93,12 +140,13 @@ class Recipe(Settings):
     runtime: RuntimeSettings = RuntimeSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     data: DataSettings = DataSettings()
+    datasets: dict[str, DatasetSettings] = Field({}, description="data sets for mixtures, by name")
     model: ModelSettings = ModelSettings()
     optim: OptimSettings = OptimSettings()
     health: HealthSettings = HealthSettings()
     pretrain: PretrainSettings = PretrainSettings()
     midtrain: MidtrainSettings | None = None
-    sft: TrainSettings | None = None
+    sft: MixedSettings | None = None
     rl: RlSettings | None = None
     eval: EvalSettings = EvalSettings()
 
@@ -126,7 +174,7 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _sft_has_steps(self) -> "Recipe":
-        if self.sft is not None and self.sft.steps is None:
+        if self.sft is not None and self.sft.steps is None and not self.sft.by_epochs:
             raise ValueError(
                 "sft.steps is missing: it depends on the conversations, not on model.depth; try 200"
             )
@@ -136,6 +184,40 @@ class Recipe(Settings):
     def _rl_has_steps(self) -> "Recipe":
         if self.rl is not None and self.rl.steps is None:
             raise ValueError("rl.steps is missing: it depends on the problems, not on model.depth; try 100")
+        return self
+
+    @model_validator(mode="after")
+    def _datasets_are_known(self) -> "Recipe":
+        for name, settings in self.datasets.items():
+            if not re.fullmatch(r"[a-z0-9][\w-]*", name) or name in RESERVED:
+                raise ValueError(
+                    f"datasets.{name}: no data set can be named so; use small letters, digits, _ and -, and "
+                    f"none of {', '.join(RESERVED)}"
+                )
+            if what := settings.contradiction(f"datasets.{name}"):
+                raise ValueError(what)
+        data = self.data
+        for is_text, files in (
+            (True, (*data.train, *data.val)),
+            (False, (*data.conversations, *data.conversations_val)),
+        ):
+            for file in files:
+                if file.startswith(NAMED) and (what := wrongly_named(file, self.datasets, is_text)):
+                    raise ValueError(what)
+        for stage in MIXED:
+            for name in self.mixture_of(stage):
+                if name not in self.datasets and name not in OF_DATA:
+                    known = (*self.datasets, *OF_DATA)
+                    raise ValueError(f"{stage}.mixture names {name}, but {unknown(name, known)}")
+        return self
+
+    @model_validator(mode="after")
+    def _context_only_grows(self) -> "Recipe":
+        if self.midtrain and (longer := self.midtrain.context) and longer < self.model.context:
+            raise ValueError(
+                f"midtrain.context = {longer} is less than model.context = {self.model.context}; "
+                "a model would lose what it has learned of long texts: write more, or leave it out"
+            )
         return self
 
     @model_validator(mode="after")
@@ -152,7 +234,7 @@ class Recipe(Settings):
                 raise ValueError(what)
             grow = (settings and settings.grow) or GrowSettings()
             for what, pairs, last in (
-                ("context", grow.context, self.model.context),
+                ("context", grow.context, self.model_of(name).context),
                 ("window", grow.window, self.model.window),
             ):
                 values = [value for _, value in pairs or ()]
@@ -163,7 +245,7 @@ class Recipe(Settings):
                     )
                 if values and (values[-1] != last or max(values) > values[-1]):
                     raise ValueError(
-                        f"{name}.grow.{what} = … {values} must end with model.{what} = {last}, "
+                        f"{name}.grow.{what} = … {values} must end with {self._says(name, what)} = {last}, "
                         f"and go no higher; write that as its last value"
                     )
         return self
@@ -178,6 +260,40 @@ class Recipe(Settings):
         before = TRAINED[: TRAINED.index(stage)] if stage in TRAINED else TRAINED
         return next(name for name in reversed(before) if self.training(name))
 
+    def model_of(self, stage: str) -> ModelSettings:
+        """The network as a stage trains it: midtraining may have made its context longer, for all to come."""
+        if self.midtrain is None or TRAINED.index(stage) < TRAINED.index("midtrain"):
+            return self.model
+        longer = {"context": self.midtrain.context, "rope_theta": self.midtrain.rope_theta}
+        return self.model.model_copy(update={name: value for name, value in longer.items() if value})
+
+    def mixture_of(self, stage: str) -> Parts:
+        """What a stage of MIXED trains on, by name; nothing if the journey goes without it."""
+        settings: MixedSettings | None = getattr(self, stage)
+        if settings is None:
+            return {}
+        if settings.mixture is not None:
+            return settings.mixture
+        if not isinstance(settings, MidtrainSettings):
+            return {"conversations": PartSettings(weight=1.0)}
+        share = settings.conversation_share or CONVERSATION_SHARE
+        return {"text": PartSettings(weight=1 - share), "conversations": PartSettings(weight=share)}
+
+    def token_sets(self) -> list[str]:
+        """The names of all token sets that the stages learn from; those of validation are not among them."""
+        mixed = (token_set_of(name) for stage in MIXED for name in self.mixture_of(stage))
+        return list(dict.fromkeys(["train", *mixed]))
+
+    def _says(self, stage: str, what: str) -> str:
+        """The setting that says which context or window a stage ends with."""
+        longer = what == "context" and self.model_of(stage).context != self.model.context
+        return f"midtrain.{what}" if longer else f"model.{what}"
+
+    @property
+    def chats(self) -> bool:
+        """Whether a stage teaches conversations."""
+        return any(self.training(stage) for stage in TRAINED[1:])
+
     def resolved(self) -> "Recipe":
         """The same recipe with everything derived written out."""
         model, config = self.model.resolved(), self.model.config(self.tokenizer.vocab_size)
@@ -191,21 +307,38 @@ class Recipe(Settings):
             "model": model,
             "optim": self.optim.with_rates(rates.matrix, rates.embedding, rates.head, rates.norm),
             "pretrain": _filled(self.pretrain, rows, steps),
-            "midtrain": self.midtrain and _filled(self.midtrain, rows, max(1, round(MIDTRAIN_SHARE * steps))),
-            "sft": self.sft and _filled(self.sft, rows, 0),
+            "midtrain": self.midtrain and self._midtrain(rows, steps),
+            "sft": self.sft and _filled(self.sft, self._rows("sft", rows), 0),
             "rl": self.rl and _filled(self.rl, rows, 0),
         }
         return self.model_copy(update=changes)
 
+    def _midtrain(self, rows: int, steps: int) -> MidtrainSettings:
+        assert self.midtrain is not None
+        settings = self.midtrain
+        if settings.mixture is None and settings.conversation_share is None:
+            settings = settings.model_copy(update={"conversation_share": CONVERSATION_SHARE})
+        return _filled(settings, self._rows("midtrain", rows), max(1, round(MIDTRAIN_SHARE * steps)))
+
+    def _rows(self, stage: str, rows: int) -> int:
+        """As many as pretraining's, or fewer where they are longer: a step has as many tokens."""
+        return max(1, rows * self.model.context // self.model_of(stage).context)
+
 
 def _filled(settings: T, rows: int, steps: int) -> T:
-    """The settings with rows and steps where they name none."""
+    """The settings with rows and steps where they name none; steps that epochs decide stay open."""
     grown = settings.grow and settings.grow.rows
+    decided = isinstance(settings, MixedSettings) and settings.by_epochs
     derived = {
         "rows": settings.rows or (grown[-1][1] if grown else rows),
-        "steps": settings.steps or steps,
+        "steps": settings.steps or (None if decided else steps),
     }
     return settings.model_copy(update=derived)
+
+
+def token_set_of(name: str) -> str:
+    """The token set of a data set, or of what a mixture calls "text" and "conversations"."""
+    return OF_DATA.get(name, name)
 
 
 def load_recipe(file: Path, overrides: list[str]) -> Recipe:

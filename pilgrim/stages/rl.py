@@ -38,7 +38,7 @@ def plan(journey: Journey) -> Plan:
     tasks = read_tasks(settings, runtime)
     log = RunLog(journey.folder / "rl", journey.fence, runtime.processes.first)
     writer = Writer(settings, tokenizer, runtime, log, journey.console)
-    rounds = Rounds(writer, tasks, journey.folder / "rl" / "rollouts", recipe.model.context)
+    rounds = Rounds(writer, tasks, journey.folder / "rl" / "rollouts", recipe.model_of("rl").context)
     first_weights = weights_of(journey, recipe.stage_before("rl"))
 
     def begin(model: Transformer) -> None:
@@ -52,7 +52,7 @@ def plan(journey: Journey) -> Plan:
         settings,
         lambda packed: rounds,
         begin,
-        chat=bool(recipe.midtrain or recipe.sft),  # there are conversations to validate on
+        chat=True,
         objective=policy_objective(settings.clip_low, settings.clip_high, settings.kl, settings.temperature),
         ahead=False,
         look=lambda model, step: held_out(writer, tasks, model, settings),

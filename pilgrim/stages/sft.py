@@ -3,6 +3,7 @@
 from typing import Any
 
 from pilgrim.stages.journey import Journey
+from pilgrim.stages.mixing import mixed
 from pilgrim.stages.training import Plan, train_stage, weights_of
 
 
@@ -16,4 +17,6 @@ def plan(journey: Journey) -> Plan:
     recipe = journey.recipe
     assert recipe.sft is not None
     begin = weights_of(journey, recipe.stage_before("sft"))
-    return Plan("sft", recipe.sft, lambda packed: packed("chat_train"), begin, chat=True)
+    if recipe.sft.mixture is None:
+        return Plan("sft", recipe.sft, lambda packed: packed("chat_train"), begin, chat=True)
+    return mixed(journey, "sft", recipe.sft, begin)

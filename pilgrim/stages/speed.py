@@ -26,9 +26,12 @@ from pilgrim.model.count import flops_needed
 Shares = Callable[[float], dict[str, float]]  # tokens per second -> mfu, and mfu_spec where there is one
 
 
-def shares_of_peak(run: Path, config: ModelConfig, runtime: Runtime) -> Shares:
-    """What turns tokens per second into shares of the peaks, for a network of that shape."""
-    flops_per_token = flops_needed(config, config.context).training
+def shares_of_peak(run: Path, config: ModelConfig, runtime: Runtime, adapters: int = 0) -> Shares:
+    """What turns tokens per second into shares of the peaks, for a network of that shape.
+
+    `adapters`: how many numbers its adapters have, if only they are trained.
+    """
+    flops_per_token = flops_needed(config, config.context, adapters).training
     divisors = {"mfu": measured_peak(run, runtime)}
     spec = peaks.spec_of(machine.device_name(runtime.device))
     if spec and (promised := spec.peak(runtime.dtype)):

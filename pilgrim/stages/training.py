@@ -19,19 +19,23 @@ from pilgrim.infer.load import load_model
 from pilgrim.model.attention_choice import Choice, activated, choose, trouble
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.count import parameters
+from pilgrim.model.lora import adapt, numbers
 from pilgrim.model.precision import train_in_fp8
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers
 from pilgrim.stages.journey import Journey, finished, refuse_older
 from pilgrim.stages.shards import bits_by_source, run_tokenizer, token_set
 from pilgrim.stages.speed import shares_of_peak
+from pilgrim.stages.teaching import teacher_of
 from pilgrim.stages.watching import Watching
+from pilgrim.train.distillation import distilled
 from pilgrim.train.fit import MicroBatch
 from pilgrim.train.keeping import State, load_weights
 from pilgrim.train.loop import Loop, Parts
 from pilgrim.train.objective import NEXT_TOKEN, Objective, with_sums
 from pilgrim.train.parallel import in_parallel, losses_of
 from pilgrim.train.settings import TrainSettings
+from pilgrim.train.teacher import taught
 from pilgrim.train.validation import ByDocument, validate
 
 ATTENTION = "attention.json"  # which backend was the fastest
@@ -61,22 +65,25 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
     recipe, runtime, settings = journey.recipe, journey.runtime, plan.settings
     assert settings.rows is not None
     tokenizer, _ = run_tokenizer(journey)
-    model = Transformer(recipe.model.config(tokenizer.vocab_size))
+    network = recipe.model_of(plan.stage)
+    model = Transformer(network.config(tokenizer.vocab_size))
     if runtime.parallel != "fsdp":  # else only slices of it will go there
         model = model.to(runtime.device)
     model.recompute = recipe.runtime.checkpoint_activations
     begin(model)
+    if settings.lora:
+        adapt(model, settings.lora, runtime.generator(f"lora of {plan.stage}"))
     if runtime.fp8:
         train_in_fp8(model.model.layers)
 
     def packed(name: str) -> PackedRows:
-        return PackedRows(token_set(journey, name), recipe.model.context, tokenizer.eot_id, runtime)
+        return PackedRows(token_set(journey, name), network.context, tokenizer.eot_id, runtime)
 
     micro = MicroBatch(settings.micro_rows)
 
     def once(tokens: TokenSet) -> Iterator[Batch]:
         assert settings.rows is not None
-        context = recipe.model.context
+        context = network.context
         return one_pass(tokens, context, tokenizer.eot_id, micro.rows(settings.rows, context))
 
     folder, log = (
@@ -85,7 +92,11 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
     )
     rows = micro.rows(runtime.processes.share(settings.rows), model.config.context)
     attention = chosen_attention(journey, model.config, rows, log, notes)
-    losses, measured = losses_of(model, runtime, attention.backend, plan.objective.head_loss)
+    teacher = teacher_of(
+        journey, plan.stage, settings.teacher, model.config, attention.backend, notes / plan.stage
+    )
+    objective = plan.objective if settings.teacher is None else distilled(plan.objective, settings.teacher)
+    losses, measured = losses_of(model, runtime, attention.backend, objective.head_loss)
     parallel = in_parallel(model, losses, runtime, measured)
     held_out = {"": token_set(journey, "val")}
     if plan.chat:
@@ -106,13 +117,20 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
             return dict(measures)
         return measures | sources | watching.look(model, step) | (plan.look(model, step) if plan.look else {})
 
-    optimizers = Optimizers(model, recipe.optim, runtime.dtype, runtime.compile, runtime.parallel)
+    optimizers = Optimizers(
+        model,
+        recipe.optim,
+        runtime.dtype,
+        runtime.compile,
+        runtime.parallel,
+        settings.lora.lr if settings.lora else None,
+    )
     return Parts(
         model,
         optimizers,
         recipe.optim,
         plan.rows(packed),
-        with_sums(parallel.losses, plan.objective),
+        taught(with_sums(parallel.losses, objective), teacher),
         micro,
         evaluate,
         runtime,
@@ -122,7 +140,7 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         journey.console,
         quietly=parallel.quietly,
         health=recipe.health,
-        objective=plan.objective,
+        objective=objective,
         ahead=plan.ahead,
     )
 
@@ -133,7 +151,8 @@ def train_stage(journey: Journey, plan: Plan) -> dict[str, Any]:
     folder = journey.stage_folder(plan.stage)
     processes = journey.runtime.processes
     if processes.first:
-        parts = replace(parts, shares=shares_of_peak(journey.folder, parts.model.config, journey.runtime))
+        shares = shares_of_peak(journey.folder, parts.model.config, journey.runtime, numbers(parts.model))
+        parts = replace(parts, shares=shares)
     if processes.count > 1:
         parts.log.event("processes", count=processes.count, parallel=journey.runtime.parallel)
     watchdog = Watchdog(stacks_file(journey.folder, processes.rank), journey.recipe.runtime.hang_s)
@@ -154,6 +173,7 @@ def _summary(parts: Parts, folder: Path, state: State) -> dict[str, Any]:
         "tokens_per_s": state.tokens / state.train_s,
         **parts.shares(state.tokens / state.train_s),
         "parameters": parameters(parts.model.config).total,
+        **({"trained_parameters": trained} if (trained := numbers(parts.model)) else {}),
         "train_loss": last["loss"],
         **{k: v for k, v in final.items() if k != "step" and isinstance(v, float)},
     }

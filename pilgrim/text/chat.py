@@ -13,48 +13,84 @@ Training, evaluation and chatting all call this file, so that a model is never a
 it has learned. `render` also gives the loss mask: what the assistant says and the <|im_end|> with which
 it stops is trained, everything else is only read. `render_prompt` stops where the assistant begins.
 
-Two things have to be right for that. Each stretch between special tokens ("assistant\\nHello, friend.")
-is encoded as one string, because that is what every program does that tokenizes a rendered template.
-And the ids of "assistant\\n" must not depend on what follows, or else training would teach other ids than
-the prompt has. Here the split pattern could bite, because it takes white space together with a line end
-as one piece: "\\n" and "\\n\\nHello" would share a token. So the content is stripped of the white space
-around it, by the template as well; a line end before anything else is always a piece of its own.
+**Tools.** An assistant may call functions, and in a list of messages that looks as in OpenAI's API: its
+message has calls, a message of the role "tool" has each result, and the assistant goes on with another
+message (calls.py). All of these are *one* turn, as the model writes it without stopping; every call is
+followed by its result, in the order of the calls:
 
-A message that spells out "<|im_end|>" is plain text here, as it was written. Other programs tokenize
-the rendered template as a whole and would take those characters for the token, so the template breaks
-them with a space ("< |im_end|>"). Only for such messages do their ids differ from ours; in both, no
-message can forge the end of a turn.
+    <|im_start|>assistant
+    She makes <tool_call>9*2</tool_call><tool_response>18</tool_response> dollars.<|im_end|>
+
+What the assistant says is trained, its calls with their marks included; results and their marks are not.
+Nor is an <|im_end|> that it did not say: where a call still waits for its result, or the assistant for its
+word after one. Functions are defined in the system's turn, behind the system's own words.
+
+Two things have to be right for a prompt to be the beginning of what was trained. Each stretch between special
+tokens ("user\\nHello") is encoded as one string, because that is what every program does that tokenizes a
+rendered template. And the ids of "assistant\\n" must not depend on what follows, or else training would
+teach other ids than the prompt has. Here the split pattern could bite, because it takes white space together
+with a line end as one piece: "\\n" and "\\n\\nHello" would share a token. So a turn is stripped of the white
+space around it, by the template as well; a line end before anything else is always a piece of its own. Within
+a turn of several messages, white space is kept as it is.
+
+A message that spells out "<|im_end|>" is plain text here, as it was written, and so are results and
+definitions. Other programs tokenize the rendered template as a whole and would take those characters for the
+token, so the template breaks them with a space ("< |im_end|>"). Only for such messages do their ids differ
+from ours; in both, no message can forge the end of a turn.
 """
 
+import json
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise, takewhile
 from typing import Any, Literal, NamedTuple, get_args
 
 from pilgrim.core.errors import DataError
+from pilgrim.text.calls import (
+    CALL,
+    END_OF_CALL,
+    END_OF_RESPONSE,
+    MARKS,
+    RESPONSE,
+    Call,
+    call_of,
+    calls_from,
+    check_call,
+    definitions,
+    names_of,
+    text_of,
+    tools_from,
+)
 from pilgrim.text.tokenizer import CHAT_TEMPLATE, Tokenizer, refuse_lone_surrogates
 
 __all__ = [
     "CHAT_TEMPLATE",
+    "Call",
     "Message",
     "Rendered",
     "Role",
     "Truncated",
     "messages_from_row",
+    "messages_of_reply",
     "render",
     "render_prompt",
+    "row_of",
     "truncate_turns",
 ]
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. White space around `content` is not rendered."""
+    """What one side says. White space around a turn's `content` is not rendered."""
 
     role: Role
     content: str
+    tool_calls: tuple[Call, ...] = ()  # of an assistant
+    tool_call_id: str = ""  # of a tool: whose result this is; "": of the calls before, in their order
+    tools: tuple[str, ...] = ()  # of a system: the functions that can be called, each a line of JSON
 
 
 @dataclass(frozen=True)
@@ -72,6 +108,13 @@ class Truncated(NamedTuple):
     was_cut: bool
 
 
+class Part(NamedTuple):
+    """Some text, or a special token by its id; `trained`: the model learns to say it."""
+
+    what: str | int
+    trained: bool = False
+
+
 def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
     """The whole conversation and its loss mask.
 
@@ -82,112 +125,329 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
         raise DataError(
             "conversation: has no assistant message to learn from; leave it out of the training data"
         )
-    opening_length = len(tokenizer.encode("assistant\n"))
-    ids, mask = [tokenizer.eot_id], [False]
-    for message, turn in zip(messages, _turns(messages, tokenizer), strict=True):
-        ids += turn
-        # <|im_start|>, the opening, what is trained up to and with <|im_end|>, and the line end
-        trained = len(turn) - opening_length - 2 if message.role == "assistant" else 0
-        mask += [False] * (len(turn) - trained - 1) + [True] * trained + [False]
-    return Rendered(ids, mask)
+    return _encoded([part for turn in _turns(messages) for part in _parts(turn, tokenizer)], tokenizer)
 
 
 def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-    """The conversation so far, then the opening of the assistant's turn: a prefix of `render`'s ids.
+    """The conversation so far, up to where the assistant is to speak: a prefix of `render`'s ids.
 
-    Raises DataError if the turns are not in order or the last one is not the user's.
+    Behind a user's message that is the opening of the assistant's turn; behind a tool's result, the turn goes
+    on. Raises DataError if the turns are not in order, or nobody waits for the assistant.
     """
     _check(messages, "conversation")
-    if messages[-1].role != "user":
-        raise DataError(
-            f"conversation: ends with a message of the {messages[-1].role}, "
-            "but only a user's message can be answered; add one"
-        )
-    turns = _turns(messages, tokenizer)
-    return [tokenizer.eot_id, *(i for turn in turns for i in turn), *_opening(tokenizer)]
+    _check_waits(messages)
+    turns = _turns(messages)
+    parts = [part for turn in turns for part in _parts(turn, tokenizer)]
+    if messages[-1].role == "tool":
+        del parts[-2:]  # its <|im_end|> and line end
+    else:
+        parts += [Part(tokenizer.im_start_id), Part("assistant\n")]
+    return _encoded(parts, tokenizer).ids
 
 
 def truncate_turns(messages: Sequence[Message], tokenizer: Tokenizer, limit: int) -> Truncated:
     """Drops the oldest exchanges until `render_prompt` has at most `limit` ids.
 
-    An exchange is a user's message with its answer. The system message and the last user message stay;
-    if those two are still too long, the last message keeps only the end that fits. Raises DataError if
-    the system message alone leaves no room, or as `render_prompt` does.
+    An exchange is a user's message with all that was said and called until the next one, so no call is parted
+    from its result. The system message and the last exchange stay; if those are still too long, the user's
+    last message keeps only the end that fits. Raises DataError if the others alone leave no room, or as
+    `render_prompt` does.
     """
-    kept = list(messages)
-    excess = len(render_prompt(kept, tokenizer)) - limit
-    first = 1 if kept[0].role == "system" else 0
-    while excess > 0 and len(kept) - first > 1:
-        excess -= sum(map(len, _turns(kept[first : first + 2], tokenizer)))
-        del kept[first : first + 2]
+    excess = len(render_prompt(messages, tokenizer)) - limit
+    begins = [i for i, message in enumerate(messages) if message.role == "user"]
+    system, left = list(messages[: begins[0]]), begins[0]
+    for begin, end in pairwise(begins):
+        if excess <= 0:
+            break
+        dropped = [part for turn in _turns(messages[begin:end]) for part in _parts(turn, tokenizer)]
+        excess -= len(_encoded(dropped, tokenizer).ids) - 1  # which counts an <|endoftext|>
+        left = end
+    kept = (*system, *messages[left:])
     if excess <= 0:
-        return Truncated(tuple(kept), was_cut=False)
-    return Truncated((*kept[:-1], _end_that_fits(kept, tokenizer, limit)), was_cut=True)
+        return Truncated(kept, was_cut=False)
+    return Truncated(_with_the_end_that_fits(kept, len(system), tokenizer, limit), was_cut=True)
 
 
 def messages_from_row(row: dict[str, Any], place: str) -> tuple[Message, ...]:
     """The conversation of a JSONL row: {"messages": [{"role": …, "content": …}, …]}, other keys aside.
 
+    With tools, in OpenAI's shape: "tools" beside the messages defines functions, and messages have
+    "tool_calls" and "tool_call_id". What is defined is kept in the system message, and if the row has none,
+    in an empty one.
+
     `place` is the file and line, for errors. The turns must be in order: at most one system message, at
-    the beginning; then user and assistant in turns, the user first. Raises DataError if they are not.
+    the beginning; then user and assistant in turns, the user first; a call is followed by its result, and
+    that by the assistant. Raises DataError if they are not.
     """
     items = row.get("messages")
     if not isinstance(items, list):
         raise DataError(f'{place}: has no list called "messages"; give it one of {{"role": …, "content": …}}')
-    for number, item in enumerate(items, start=1):
-        if not isinstance(item, dict) or not {"role", "content"} <= item.keys():
-            raise DataError(f'{place}: message {number} must be an object with a "role" and a "content"')
-    messages = tuple(Message(item["role"], item["content"]) for item in items)
-    _check(messages, place)
-    return messages
+    messages = [_message(item, f"{place}: message {n}") for n, item in enumerate(items, start=1)]
+    tools, first = tools_from(row.get("tools"), place), 1
+    if tools and messages and messages[0].role == "system":
+        messages[0] = replace(messages[0], tools=tools)
+    elif tools:
+        messages, first = [Message("system", "", tools=tools), *messages], 0
+    _check(messages, place, first)
+    return tuple(messages)
 
 
-def _turns(messages: Sequence[Message], tokenizer: Tokenizer) -> list[list[int]]:
-    """The ids of each turn, from its <|im_start|> to the line end behind its <|im_end|>."""
-    texts = [f"{message.role}\n{message.content.strip()}" for message in messages]
-    line_end = tokenizer.encode("\n")
+def row_of(messages: Sequence[Message]) -> dict[str, Any]:
+    """The row, or the body of a request, of which `messages_from_row` makes this conversation again.
+
+    Calls are numbered through as call_1, call_2, …
+    """
+    items: list[dict[str, Any]] = []
+    tools = [tool for message in messages for tool in message.tools]
+    number = 0
+    for place, message in enumerate(messages):
+        if message.role == "tool" or (message.tools and not message.content):
+            continue  # results are written with their calls, and nothing but definitions beside the messages
+        item: dict[str, Any] = {"role": message.role, "content": message.content}
+        items.append(item)
+        if message.tool_calls:
+            item["tool_calls"] = []
+        for call, result in _answered(messages, place):
+            number += 1
+            function = {"name": call.name, "arguments": call.arguments}
+            item["tool_calls"].append({"id": f"call_{number}", "type": "function", "function": function})
+            if result is not None:
+                items.append({"role": "tool", "tool_call_id": f"call_{number}", "content": result.content})
+    row: dict[str, Any] = {"messages": items}
+    if tools:
+        row["tools"] = [{"type": "function", "function": json.loads(tool)} for tool in tools]
+    return row
+
+
+def messages_of_reply(ids: list[int], tokenizer: Tokenizer) -> tuple[Message, ...]:
+    """What a model wrote in its turn, as messages: its words and calls, and the results in between.
+
+    A call that was broken off is left out, as is a result that nobody called for. Where a call has no result,
+    the reply ends for us: what a model writes behind it, it has made up.
+    """
+    turn, at = [Message("assistant", "")], 0
+    while at < len(ids):
+        mark = _next(ids, at, MARKS)
+        words, unanswered = tokenizer.decode(ids[at:mark]), turn[-1].tool_calls
+        if unanswered and words.strip():
+            break
+        if not unanswered:
+            turn[-1] = replace(turn[-1], content=turn[-1].content + words)
+        at = mark + 1
+        if ids[mark : mark + 1] == [CALL]:
+            end = _next(ids, at, MARKS)
+            if ids[end : end + 1] == [END_OF_CALL]:
+                call = call_of(tokenizer.decode(ids[at:end]))
+                turn[-1] = replace(turn[-1], tool_calls=(*unanswered, call))
+                end += 1
+            at = end
+        elif ids[mark : mark + 1] == [RESPONSE]:
+            end = _next(ids, at, (END_OF_RESPONSE,))
+            if len(unanswered) == 1 and ids[mark - 1] == END_OF_CALL and end < len(ids):
+                turn += [Message("tool", tokenizer.decode(ids[at:end])), Message("assistant", "")]
+            at = end + 1
+    return tuple(turn)
+
+
+def _next(ids: Sequence[int], at: int, wanted: Sequence[int]) -> int:
+    """The first place from `at` on that has one of the wanted ids; the end if none has."""
+    return next((i for i in range(at, len(ids)) if ids[i] in wanted), len(ids))
+
+
+# The parts of a turn ----------------------------------------------------------------------------------
+
+
+def _turns(messages: Sequence[Message]) -> list[list[Message]]:
+    """The messages, those of an assistant and its tools together as one turn."""
+    turns: list[list[Message]] = []
+    for message in messages:
+        inner = message.role in ("assistant", "tool")
+        if inner and turns and turns[-1][0].role == "assistant":
+            turns[-1].append(message)
+        else:
+            turns.append([message])
+    return turns
+
+
+def _parts(turn: Sequence[Message], tokenizer: Tokenizer) -> list[Part]:
+    """A turn, from its <|im_start|> to the line end behind its <|im_end|>."""
+    begin, line_end = Part(tokenizer.im_start_id), Part("\n")
+    last = turn[-1]
+    if last.role in ("system", "user"):
+        text = f"{last.role}\n{_with_definitions(last)}"
+        return [begin, Part(text), Part(tokenizer.im_end_id), line_end]
+    ended = last.role == "assistant" and not last.tool_calls  # else it had not come to its end
+    end = Part(tokenizer.im_end_id, trained=ended)
+    return [begin, Part("assistant\n"), *_spoken(turn), end, line_end]
+
+
+def _spoken(turn: Sequence[Message]) -> list[Part]:
+    """What the assistant says in a turn, and the results that it is told."""
+    parts: list[Part] = []
+    for place, message in enumerate(turn):
+        if message.role == "tool":
+            continue
+        words = message.content.lstrip() if place == 0 else message.content
+        if place == len(turn) - 1 and not message.tool_calls:
+            words = words.rstrip()
+        parts.append(Part(words, True))
+        for call, result in _answered(turn, place):
+            parts += [Part(CALL, True), Part(text_of(call), True), Part(END_OF_CALL, True)]
+            if result is not None:
+                parts += [Part(RESPONSE), Part(result.content), Part(END_OF_RESPONSE)]
+    return parts
+
+
+def _with_definitions(message: Message) -> str:
+    """A system's or a user's words, and the functions that are defined there."""
+    words = message.content.strip()
+    return "\n\n".join([words] * bool(words) + [definitions(message.tools)] * bool(message.tools))
+
+
+def _answered(messages: Sequence[Message], place: int) -> list[tuple[Call, Message | None]]:
+    """The calls of the message at `place`, each with its result, if it has one."""
+    results = _results(messages, place)
     return [
-        [tokenizer.im_start_id, *ids, tokenizer.im_end_id, *line_end] for ids in tokenizer.encode_batch(texts)
+        (call, next((r for k, r in enumerate(results) if _belongs(r, k, call, number)), None))
+        for number, call in enumerate(messages[place].tool_calls)
     ]
 
 
-def _opening(tokenizer: Tokenizer) -> list[int]:
-    return [tokenizer.im_start_id, *tokenizer.encode("assistant\n")]
+def _results(messages: Sequence[Message], place: int) -> list[Message]:
+    """The results that follow the message at `place`."""
+    return list(takewhile(lambda message: message.role == "tool", messages[place + 1 :]))
 
 
-def _end_that_fits(kept: Sequence[Message], tokenizer: Tokenizer, limit: int) -> Message:
-    """The last message with as much of its end as fits into `limit`, found by halving."""
-    content = kept[-1].content
+def _belongs(result: Message, place: int, call: Call, number: int) -> bool:
+    """Whether the result at `place` among results is that of the call `number`: by its id, or its place."""
+    if result.tool_call_id and call.id:
+        return result.tool_call_id == call.id
+    return place == number
+
+
+def _encoded(parts: Sequence[Part], tokenizer: Tokenizer) -> Rendered:
+    """The ids of the parts behind an <|endoftext|>."""
+    encoded = iter(tokenizer.encode_batch([part.what for part in parts if isinstance(part.what, str)]))
+    ids, mask = [tokenizer.eot_id], [False]
+    for part in parts:
+        some = next(encoded) if isinstance(part.what, str) else [part.what]
+        ids += some
+        mask += [part.trained] * len(some)
+    return Rendered(ids, mask)
+
+
+def _with_the_end_that_fits(
+    kept: Sequence[Message], place: int, tokenizer: Tokenizer, limit: int
+) -> tuple[Message, ...]:
+    """The user's message at `place` with as much of its end as fits into `limit`, found by halving."""
+    content = kept[place].content
+
+    def shortened(start: int) -> tuple[Message, ...]:
+        return (*kept[:place], Message("user", content[start:].strip()), *kept[place + 1 :])
 
     def fits(start: int) -> bool:
-        shortened = [*kept[:-1], Message("user", content[start:])]
-        return len(render_prompt(shortened, tokenizer)) <= limit
+        return len(render_prompt(shortened(start), tokenizer)) <= limit
 
     if not fits(len(content)):
+        others = "the system message" + (" and what was called" if len(kept) > place + 1 else "")
         raise DataError(
-            f"conversation: {limit} tokens of context have no room for the system message; "
+            f"conversation: {limit} tokens of context have no room for {others}; "
             "shorten that, or take a model with a longer context"
         )
-    return Message("user", content[bisect_left(range(len(content)), True, key=fits) :].strip())
+    return shortened(bisect_left(range(len(content)), True, key=fits))
 
 
-def _check(messages: Sequence[Message], place: str) -> None:
-    """Raises DataError unless the turns are in order and their contents are text."""
+# What is in order -------------------------------------------------------------------------------------
+
+
+def _message(item: Any, where: str) -> Message:
+    """A message of a row. Only its form is looked at here."""
+    if not isinstance(item, dict) or "role" not in item or not {"content", "tool_calls"} & item.keys():
+        raise DataError(f'{where} must be an object with a "role" and a "content"')
+    calls = calls_from(item.get("tool_calls"), where)
+    content: Any = item.get("content")
+    if content is None and calls:  # as OpenAI has it
+        content = ""
+    call_id = item.get("tool_call_id")
+    if not isinstance(call_id, str | None):
+        raise DataError(f"{where} has the tool_call_id {call_id!r}; it must be text")
+    return Message(item["role"], content, calls, call_id or "")
+
+
+def _check(messages: Sequence[Message], place: str, first: int = 1) -> None:
+    """Raises DataError unless the turns are in order and their contents are text.
+
+    `first` is the number of the first message, for errors.
+    """
     if not messages:
         raise DataError(f"{place}: the conversation is empty; give it at least one message")
-    due = "user"
-    for number, message in enumerate(messages, start=1):
-        where = f"{place}: message {number}"
-        if message.role not in get_args(Role):
-            raise DataError(f"{where} has the role {message.role!r}; a role is system, user or assistant")
-        if not isinstance(message.content, str):
-            kind = type(message.content).__name__
-            raise DataError(f"{where} has a content of type {kind}; it must be a string")
-        refuse_lone_surrogates(message.content, where)
-        if message.role == "system":
-            if number > 1:
-                raise DataError(f"{where} is a system message; there can be one only, at the beginning")
-        elif message.role != due:
+    for number, message in enumerate(messages):
+        where = f"{place}: message {number + first}"
+        _check_content(message, where)
+        _check_order(messages[number - 1] if number else None, message, where)
+    defined = names_of(messages[0].tools)
+    for number, message in enumerate(messages):
+        for call in message.tool_calls:
+            check_call(call, defined, f"{place}: message {number + first}")
+        _check_results(messages, number, f"{place}: message {number + first}")
+
+
+def _check_content(message: Message, where: str) -> None:
+    if message.role not in get_args(Role):
+        raise DataError(f"{where} has the role {message.role!r}; a role is system, user, assistant or tool")
+    if not isinstance(message.content, str):
+        kind = type(message.content).__name__
+        raise DataError(f"{where} has a content of type {kind}; it must be a string")
+    calls = [text for call in message.tool_calls for text in (call.name, call.arguments)]
+    for text in (message.content, *calls, *message.tools):
+        refuse_lone_surrogates(text, where)
+
+
+def _check_order(before: Message | None, message: Message, where: str) -> None:
+    """Whether `message` may follow the message `before`."""
+    if message.role == "system":
+        if before is not None:
+            raise DataError(f"{where} is a system message; there can be one only, at the beginning")
+    elif message.role == "tool":
+        if before is None or not (before.tool_calls or before.role == "tool"):
+            raise DataError(
+                f"{where} is a tool's result, but nothing was called before it; "
+                "give the assistant's message its tool_calls, or drop the result"
+            )
+    elif before is None or before.role != "tool":
+        due = "assistant" if before is not None and before.role == "user" else "user"
+        if message.role != due and not (before is not None and before.tool_calls):
             raise DataError(f"{where} is the {message.role}'s where the {due}'s is due; the two take turns")
-        else:
-            due = "assistant" if due == "user" else "user"
+    if message.tool_calls and message.role != "assistant":
+        raise DataError(f"{where} is the {message.role}'s and has tool_calls; only the assistant can call")
+
+
+def _check_results(messages: Sequence[Message], place: int, where: str) -> None:
+    """Every call has one result, and every result a call; or the conversation ends with calls."""
+    calls, results = messages[place].tool_calls, _results(messages, place)
+    if not calls or place == len(messages) - 1:
+        return
+    for k, result in enumerate(results):
+        if not any(_belongs(result, k, call, n) for n, call in enumerate(calls)):
+            known = " or ".join(repr(call.id) for call in calls if call.id) or "none"
+            raise DataError(
+                f"{where} has a result that belongs to none of its calls (its tool_call_id is "
+                f"{result.tool_call_id!r}, and theirs {known}); give it the id of its call"
+            )
+    for n, call in enumerate(calls):
+        found = sum(_belongs(result, k, call, n) for k, result in enumerate(results))
+        if found != 1:
+            how_many = "no result" if found == 0 else f"{found} results"
+            raise DataError(
+                f'{where} calls "{call.name}", which has {how_many}; let one message of the role tool follow '
+                "for each call"
+            )
+
+
+def _check_waits(messages: Sequence[Message]) -> None:
+    """Raises DataError unless it is the assistant's turn to speak."""
+    if messages[-1].role not in ("user", "tool"):
+        raise DataError(
+            f"conversation: ends with a message of the {messages[-1].role}, "
+            "but only a user's message or a tool's result can be answered; add one"
+        )

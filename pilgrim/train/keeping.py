@@ -4,6 +4,10 @@ Everything that determines the future: weights, optimizer state, the loader's po
 a microbatch, the recent course by which steps are judged, the best so far, and what was spent. Schedules, and
 what grows over a run, are functions of the step, and random numbers have names (core/runtime.py), so there is
 nothing else to save.
+
+Of an adapted network (model/lora.py) "model" has the merged weights, which is what everybody else wants, and
+a file "adapter" has the adapters. What they were merged into is not saved again: the stage began with it, and
+does so again when it is resumed.
 """
 
 from collections.abc import Mapping
@@ -11,13 +15,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pilgrim.core.checkpoint import Checkpoint, CheckpointStore
 from pilgrim.core.checkpoint_read import StoredTensors
 from pilgrim.core.errors import ChangedRecipe
-from pilgrim.core.slices import slice_like
+from pilgrim.core.slices import local, slice_like
 from pilgrim.data.loader import Position
+from pilgrim.model.lora import adapters
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers
 from pilgrim.train.fit import MicroBatch
@@ -45,6 +51,7 @@ class State:
     back_to: int = -1  # the step that was rolled back to; it stays known to be good
 
 
+ROUNDING = 1e-4  # two machines may merge adapters with other roundings; another network differs by far more
 # Of a State: they go on, also where all else is put back.
 COUNTS = ("faults", "faults_in_a_row", "fault_step", "fault_updates", "back_to")
 
@@ -58,12 +65,17 @@ def keep(
     """
     state.micro_tokens, state.micro_rows = micro.tokens, micro.given
     tensors = {"model": model.weights(), "optimizer": optimizers.tensors()}
+    if adapted := adapters(model):
+        tensors["adapter"] = adapted
     store.begin(state.step, tensors, {**asdict(state), "model_config": model.config.model_dump()})
 
 
 def put_back(found: Checkpoint, model: Transformer, optimizers: Optimizers, micro: MicroBatch) -> State:
     """Load what `keep` has saved. Raises ChangedRecipe if it is of another network or another format."""
-    load_weights(model, found.tensors["model"], found.state["model_config"], found.folder)
+    if adapters(model) or "adapter" in found.tensors:
+        load_adapters(model, found)
+    else:
+        load_weights(model, found.tensors["model"], found.state["model_config"], found.folder)
     optimizers.load(found.tensors["optimizer"])
     state = State(**{k: v for k, v in found.state.items() if k != "model_config"})
     if state.micro_rows == micro.given:  # else the recipe's new word counts
@@ -87,6 +99,37 @@ def load_weights(
         )
     own = model.weights()
     model.load_weights({name: slice_like(weights[name], own[name]) for name in weights})
+
+
+@torch.no_grad()
+def load_adapters(model: Transformer, found: Checkpoint) -> None:
+    """Give `model`, which has the weights that the stage began with, the adapters of a checkpoint.
+
+    Raises ChangedRecipe if they are of another rank or place, or belong to other weights.
+    """
+    own = adapters(model)
+    stored: Mapping[str, Tensor] = found.tensors.get("adapter", {})
+    if _shapes(stored) != _shapes(own):
+        raise ChangedRecipe(
+            f"{found.folder}: it was trained {_lora_in_words(stored)}, and the recipe now says "
+            f"{_lora_in_words(own)}; go back to that, or give this run another name with name=…"
+        )
+    for name, adapter in own.items():
+        adapter.copy_(slice_like(stored[name], adapter))
+    for name, weight in model.weights().items():
+        before, now = local(slice_like(found.tensors["model"][name], weight)), local(weight)
+        if not torch.allclose(now, before.to(now.device), rtol=ROUNDING, atol=ROUNDING):
+            raise ChangedRecipe(
+                f"{found.folder}: its adapters belong to other weights than those that the stage before has "
+                f"now ({name} differs); train this stage anew, by removing its folder"
+            )
+
+
+def _lora_in_words(adapted: Mapping[str, Tensor]) -> str:
+    ranks = {shape[0] for name, shape in _shapes(adapted).items() if name.endswith(".a")}
+    if not ranks:
+        return "without LoRA"
+    return f"with LoRA of rank {min(ranks)} in {len(adapted) // 2} matrices"
 
 
 def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

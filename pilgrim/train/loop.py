@@ -215,7 +215,6 @@ class Loop:
     def step(self, batch: Batch) -> None:
         """One update of the weights. Nobody waits for the device; an event is written if memory runs out."""
         parts, settings, state = self.parts, self.parts.settings, self.state
-        assert parts.optim.matrix_lr is not None
         phase = phase_at(self.phases, state.step)
         by_step = schedule.learning_rate(
             state.step,
@@ -225,7 +224,7 @@ class Loop:
             settings.final_lr,
             settings.decay_shape,
         )
-        multiplier = settings.lr_scale * by_step * phase.lr
+        multiplier = settings.rate_scale * by_step * phase.lr
         momentum = schedule.momentum(
             state.step, parts.optim.momentum_start, parts.optim.momentum, parts.optim.momentum_warmup
         )
@@ -242,7 +241,8 @@ class Loop:
         state.step += 1
         state.tokens += tokens
         self.window.tokens += tokens
-        measured = {"learning_rate": parts.optim.matrix_lr * multiplier, "tokens": state.tokens, **batch.told}
+        learning_rate = parts.optimizers.peak_lr * multiplier
+        measured = {"learning_rate": learning_rate, "tokens": state.tokens, **batch.told}
         self.window.rows.append(Row(state.step, state.position, measured, verdict, result.sums_k))
 
     def _look(self) -> dict[str, float]:

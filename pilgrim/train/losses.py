@@ -122,7 +122,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             if softcap is not None:
                 d_scores = (d_scores * (1 - (scores.float() / softcap) ** 2)).to(hidden.dtype)
             d_hidden.append(d_scores @ head)
-            d_head += d_scores.T @ hidden
+            if ctx.needs_input_grad[1]:  # else the head is frozen (model/lora.py)
+                d_head += d_scores.T @ hidden
         each = torch.cat(losses).flatten()
         ctx.save_for_backward(torch.cat(d_hidden), d_head)
         ctx.mark_non_differentiable(each)
@@ -185,5 +186,6 @@ class LinearLogProbs(torch.autograd.Function):
                 d_scores = d_scores * (1 - (scores / ctx.softcap) ** 2)
             d_scores = d_scores.to(hidden.dtype)
             d_hidden.append(d_scores @ head)
-            d_head += d_scores.T @ hidden
+            if ctx.needs_input_grad[1]:
+                d_head += d_scores.T @ hidden
         return torch.cat(d_hidden), d_head.to(head_vw.dtype), None, None, None

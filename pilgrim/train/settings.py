@@ -5,8 +5,12 @@ import math
 from pydantic import Field
 
 from pilgrim.core.config import Settings
+from pilgrim.model.lora import LoraSettings
 from pilgrim.optim import schedule
+from pilgrim.train.distillation import TeacherSettings
 from pilgrim.train.grow import GrowSettings
+
+TAUGHT = ("pretrain", "midtrain", "sft")  # stages that learn the next token, so that a teacher can help
 
 
 class TrainSettings(Settings):
@@ -25,11 +29,29 @@ class TrainSettings(Settings):
     final_lr: float = Field(0.05, ge=0, le=1, description="what they fall to, as a share of the peak")
     decay_shape: schedule.Shape = Field("linear", description="how they fall")
     grow: GrowSettings | None = Field(None, description="shorter rows and smaller batches in the beginning")
+    lora: LoraSettings | None = Field(
+        None, description="train small adapters instead of the weights (model/lora.py)"
+    )
+    teacher: TeacherSettings | None = Field(
+        None, description="learn from what another model foresees, too (train/distillation.py)"
+    )
+
+    @property
+    def rate_scale(self) -> float:
+        """What peak rates are multiplied with. Adapters have a rate of their own, which is meant as it is."""
+        return 1.0 if self.lora else self.lr_scale
 
     def contradiction(self, stage: str) -> str | None:
         """What can't be true together, in one sentence that names the stage; None if nothing is wrong."""
         if self.grow and (what := self.grow.contradiction(f"{stage}.grow")):
             return what
+        if self.lora and stage == "pretrain":
+            return (
+                "pretrain.lora adapts a trained network, and pretraining begins with none; "
+                "write it in a later stage, as [sft.lora]"
+            )
+        if self.teacher and stage not in TAUGHT:
+            return f"{stage}.teacher: a teacher foresees tokens, and {stage} is about replies; leave it out"
         grown = [rows for _, rows in (self.grow and self.grow.rows) or ()]
         if self.rows and grown and grown[-1] != self.rows:
             return (

@@ -130,9 +130,10 @@ def check_blocks(engine: Engine) -> None:
     lanes=st.integers(1, 4),
     block_tokens=st.sampled_from([1, 4, 8]),
     tokens_per_pass=st.sampled_from([6, 16, 200]),
+    lookup=st.booleans(),
 )
 def test_replies_are_the_twins_whatever_happens(
-    seed: int, shape: str, rows: int, lanes: int, block_tokens: int, tokens_per_pass: int
+    seed: int, shape: str, rows: int, lanes: int, block_tokens: int, tokens_per_pass: int, lookup: bool
 ) -> None:
     dice, model = random.Random(seed), MODELS[shape]
     engine = Engine(
@@ -142,6 +143,7 @@ def test_replies_are_the_twins_whatever_happens(
         cache_tokens=lanes * CONTEXT,
         tokens_per_pass=tokens_per_pass,
         block_tokens=block_tokens,
+        lookup=lookup,
     )
     shared = [[dice.randrange(5, VOCABULARY) for _ in range(20)] for _ in range(2)]
     asked: list[tuple[Request, Asked]] = []

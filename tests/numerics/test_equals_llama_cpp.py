@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from odd_texts import FRAGMENTS, odd_conversation, odd_text
+from odd_texts import FRAGMENTS, odd_conversation, odd_text, odd_tool_row
 
 from pilgrim.core.runtime import Runtime
 from pilgrim.export.gguf import write_file
@@ -22,7 +22,8 @@ from pilgrim.model.attention import packed_attention
 from pilgrim.model.config import ModelSettings
 from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
-from pilgrim.text.chat import render_prompt
+from pilgrim.text.calls import dumps
+from pilgrim.text.chat import messages_from_row, render_prompt
 from pilgrim.text.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, Tokenizer, train_tokenizer
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
@@ -103,6 +104,22 @@ def test_the_chat_template_gives_the_same_ids(both: tuple[Transformer, Any], tok
         prompt = render(messages=turns).prompt
         ids = theirs.tokenize(prompt.encode(), add_bos=False, special=True)
         assert ids == render_prompt(asked, tokenizer)
+
+
+def test_the_chat_template_gives_the_same_ids_with_tools(
+    both: tuple[Transformer, Any], tokenizer: Tokenizer
+) -> None:
+    from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+    render = Jinja2ChatFormatter(template=CHAT_TEMPLATE, eos_token="<|im_end|>", bos_token="<|endoftext|>")
+    dice = random.Random(3)
+    for _ in range(100):
+        row = odd_tool_row(dice, waits=True)
+        if any(special in dumps(row) for special in SPECIAL_TOKENS):
+            continue
+        prompt = render(messages=row["messages"], tools=row["tools"]).prompt
+        ids = both[1].tokenize(prompt.encode(), add_bos=False, special=True)
+        assert ids == render_prompt(messages_from_row(row, "row"), tokenizer)
 
 
 def test_q8_0_is_rounded_as_llama_cpp_rounds(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from odd_texts import FRAGMENTS, odd_conversation, odd_text
+from jinja2.exceptions import TemplateError
+from odd_texts import FRAGMENTS, odd_conversation, odd_text, odd_tool_row
 from transformers import AutoTokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from pilgrim.text.chat import CHAT_TEMPLATE, Message, render, render_prompt
+from pilgrim.text.calls import MARKS, dumps
+from pilgrim.text.chat import CHAT_TEMPLATE, Message, messages_from_row, render, render_prompt
 from pilgrim.text.tokenizer import SPECIAL_TOKENS, SPLIT_PATTERN, Tokenizer, train_tokenizer
 
 CONVERSATIONS = 400
@@ -76,6 +78,41 @@ def test_special_tokens_in_messages_forge_nothing_there_either(theirs: Any, toke
         messages = odd_conversation(dice, (*SPECIAL_TOKENS, *SPECIAL_TOKENS, *FRAGMENTS))
         broken = [Message(message.role, with_broken_specials(message.content)) for message in messages]
         assert templated(theirs, messages, prompt=False) == render(broken, tokenizer).ids
+
+
+def test_conversations_with_tools_have_the_same_ids(theirs: Any, tokenizer: Tokenizer) -> None:
+    dice = random.Random(4)
+    for number in range(CONVERSATIONS):
+        waits = number % 2 == 1
+        row = odd_tool_row(dice, waits=waits)
+        if any(special in dumps(row) for special in SPECIAL_TOKENS):
+            continue  # by chance; the next test is about these
+        ids = theirs.apply_chat_template(
+            row["messages"], tools=row["tools"], add_generation_prompt=waits, return_dict=False
+        )
+        messages = messages_from_row(row, "row")
+        assert ids == (render_prompt(messages, tokenizer) if waits else render(messages, tokenizer).ids)
+
+
+def test_special_tokens_in_calls_results_and_definitions_forge_nothing_there(
+    theirs: Any, tokenizer: Tokenizer
+) -> None:
+    """As many control tokens as of the same conversation with its texts broken by a space."""
+    dice = random.Random(5)
+    for _ in range(CONVERSATIONS):
+        row = odd_tool_row(dice, (*SPECIAL_TOKENS, *SPECIAL_TOKENS, *FRAGMENTS))
+        ids = theirs.apply_chat_template(row["messages"], tools=row["tools"], return_dict=False)
+        ours = render(messages_from_row(row, "row"), tokenizer).ids
+        assert [i for i in ids if i < len(SPECIAL_TOKENS)] == [i for i in ours if i < len(SPECIAL_TOKENS)]
+        assert ours.count(MARKS[0]) == sum(len(m.get("tool_calls", ())) for m in row["messages"])
+
+
+def test_arguments_as_text_are_refused_by_the_template(theirs: Any) -> None:
+    """It could not look into them: so programs that can are told to."""
+    call = {"function": {"name": "calculator", "arguments": '{"expression": "1"}'}}
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    with pytest.raises(TemplateError, match="as an object"):
+        theirs.apply_chat_template(turns)
 
 
 def with_broken_specials(text: str) -> str:

@@ -16,6 +16,7 @@ import io
 import re
 import shlex
 import string
+import tomllib
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -28,13 +29,16 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from pilgrim.cli import app
+from pilgrim.core.config import build
 from pilgrim.core.console import Console
 from pilgrim.evals.tasks.own import read_questions
 from pilgrim.infer.sandbox import refusal
+from pilgrim.stages.by_stage import evaluate_stages
 from pilgrim.stages.chat import evaluate_chat
 from pilgrim.stages.core import evaluate_core
 from pilgrim.stages.journey import chosen, run_journey
 from pilgrim.stages.recipe import Recipe, load_recipe
+from pilgrim.synth.settings import SynthRecipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -42,7 +46,7 @@ HISTORY = [ROOT / "CHANGELOG.md", *sorted(ROOT.glob("journal/*.md"))]
 
 # Every program that a document tells one to start; pilgrim and make are checked further.
 PROGRAMS = {"pilgrim", "make", "cmp", "tail", "source", "export", "pip", "pytest", "python"}
-PROGRAMS |= {"sky", "rsync", "torchrun"}
+PROGRAMS |= {"sky", "rsync", "torchrun", "curl"}
 SUFFIXES = {".html", ".json", ".jsonl", ".md", ".npy", ".py", ".safetensors", ".toml", ".zst"}
 
 
@@ -190,13 +194,16 @@ def test_settings_exist(page: Path) -> None:
             assert isinstance(table, BaseModel)
             assert setting["key"] in type(table).model_fields, span
         if table_name := re.fullmatch(r"\[(\w+)\]", span):
-            assert table_name[1] in Recipe.model_fields, span
+            assert table_name[1] in {**Recipe.model_fields, **SynthRecipe.model_fields}, span
 
 
 @pytest.mark.skipif(refusal() is not None, reason=str(refusal()))
 def test_questions_can_be_asked(tmp_path: Path) -> None:
-    """A `toml` block is a file of questions."""
+    """A `toml` block is a file of questions, or a recipe of `pilgrim synth`, which begins with `out`."""
     for block in (block for page in PAGES for block in blocks(page) if block.language == "toml"):
+        if block.text.startswith("out = "):
+            build(SynthRecipe, tomllib.loads(block.text), "docs")
+            continue
         (tmp_path / "mine.toml").write_text(block.text)
         assert len(read_questions(tmp_path / "mine.toml")) == block.text.count("[[question]]")
 
@@ -230,6 +237,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     evaluate_core(run, limit=1, console=Console(quiet=True))
     evaluate_chat(run, limit=1, console=Console(quiet=True))
+    evaluate_stages(run, ["behaviour"], console=Console(quiet=True))
     return run
 
 

@@ -26,6 +26,7 @@ from pilgrim.core.files import read_json
 from pilgrim.core.processes import Processes, joined
 from pilgrim.core.runlog import read_rows
 from pilgrim.core.runtime import Runtime
+from pilgrim.stages.by_stage import evaluate_stages
 from pilgrim.stages.chat import evaluate_chat
 from pilgrim.stages.core import evaluate_core
 from pilgrim.stages.journey import run_journey
@@ -52,7 +53,8 @@ SETTINGS = [
     "midtrain.checkpoint_every=50",
     "sft.steps=50",
     "sft.eval_every=50",
-    "sft.checkpoint_every=50",
+    "sft.checkpoint_every=20",
+    "sft.lora.rank=4",  # the other stages train all weights
     "eval.sample_tokens=3",
     'eval.watch=["lambada_openai"]',
     "eval.watch_items=5",
@@ -105,7 +107,9 @@ def start(
 def of_two(processes: Processes, recipe: Path, runs: Path) -> None:
     walk(recipe, runs, "zero", "runtime.parallel=zero", until="sft")
     walk(recipe, runs, "ddp", "runtime.parallel=ddp")
-    walk(recipe, runs, "fsdp", "runtime.parallel=fsdp")
+    walk(recipe, runs, "fsdp", "runtime.parallel=fsdp", until="sft")
+    processes.by_first(lambda: forget_the_end(runs / "fsdp", runs / "fsdp-sft-again", "sft"))
+    walk(recipe, runs, "fsdp-sft-again", "runtime.parallel=fsdp", until="sft")
     for parallel in ("zero", "fsdp"):
         short = f"runtime.parallel={parallel}", "runtime.dtype=bf16", "pretrain.steps=8"
         walk(recipe, runs, f"{parallel}-bf16", *short)
@@ -133,6 +137,7 @@ def questions(run: Path) -> None:
     """Some of CORE's tasks and of the chat suite's, with answers that are scored, written, and run."""
     evaluate_core(run, limit=3, console=Console(quiet=True))
     evaluate_chat(run, limit=3, console=Console(quiet=True))
+    evaluate_stages(run, ["behaviour", "core"], limit=1, console=Console(quiet=True))
 
 
 def again(processes: Processes, recipe: Path, runs: Path, name: str, *settings: str) -> None:
@@ -141,13 +146,13 @@ def again(processes: Processes, recipe: Path, runs: Path, name: str, *settings: 
     walk(recipe, runs, f"{name}-again", *settings)
 
 
-def forget_the_end(run: Path, copy: Path) -> None:
-    """A copy of a run whose pretraining was stopped in the middle."""
+def forget_the_end(run: Path, copy: Path, stage: str = "pretrain") -> None:
+    """A copy of a run of which a stage was stopped in the middle."""
     shutil.copytree(run, copy)
-    for stage in STAGES[1:]:
-        shutil.rmtree(copy / stage, ignore_errors=True)
-    (copy / "pretrain" / "DONE.json").unlink()
-    store = CheckpointStore(copy / "pretrain" / "checkpoints")
+    for later in STAGES[STAGES.index(stage) + 1 :]:
+        shutil.rmtree(copy / later, ignore_errors=True)
+    (copy / stage / "DONE.json").unlink()
+    store = CheckpointStore(copy / stage / "checkpoints")
     shutil.rmtree(store.folder / f"step_{store.steps()[-1]:06d}")
     recipe = copy / "recipe.toml"
     recipe.write_text(recipe.read_text().replace(f'name = "{run.name}"', f'name = "{copy.name}"'))
@@ -262,6 +267,15 @@ def test_losses_do_not_depend_on_how_many_train(runs: Path, name: str, stage: st
     ]
 
 
+def test_sources_are_told_as_by_one(runs: Path) -> None:
+    for one, three in zip(rows(runs / "one", "midtrain"), rows(runs / "three", "midtrain"), strict=True):
+        assert one["sources"].keys() == three["sources"].keys()
+        for name, of_one in one["sources"].items():
+            assert of_one["tokens"] == three["sources"][name]["tokens"]
+            assert of_one["epoch"] == pytest.approx(three["sources"][name]["epoch"])
+            assert of_one.get("loss") == pytest.approx(three["sources"][name].get("loss"), rel=TOLERANCE)
+
+
 @pytest.mark.parametrize("policy", ["skip", "roll_back"])
 def test_a_bad_step_is_dealt_with_alike(runs: Path, recipe: Path, policy: str) -> None:
     """Found by all at the same step, and skipped or gone back behind by all."""
@@ -282,6 +296,16 @@ def test_slices_train_as_wholes_do(runs: Path) -> None:
     assert len(losses) == 8 and losses[0] == pytest.approx(
         rows(runs / "one", "pretrain")[0]["loss"], rel=1e-6
     )
+
+
+def test_adapters_are_sliced_too(runs: Path) -> None:
+    """And what a checkpoint of theirs holds for others is merged, whole, and where it goes on from."""
+    assert drift(runs / "one", runs / "fsdp", "sft") < TOLERANCE
+    alone, sliced = weights(runs / "one", "sft"), weights(runs / "fsdp", "sft")
+    assert alone.keys() == sliced.keys()
+    assert sum(name.startswith("adapter/") for name in alone) == 2 * 7 * 2
+    assert all(alone[name].shape == sliced[name].shape for name in alone)
+    assert same(runs / "fsdp", runs / "fsdp-sft-again", "sft")
 
 
 def test_slices_round_as_wholes_do(runs: Path) -> None:
@@ -334,6 +358,12 @@ def test_questions_are_answered_alike(runs: Path, tmp_path: Path) -> None:
             assert two["tasks"][name] == task
             for mine, theirs in zip(scores, scores_of_two, strict=True):
                 assert mine == pytest.approx(theirs, abs=2e-5)  # they are rounded to six places
+    two, one = (read_json(run / "evaluate" / "stages.json")["measures"] for run in (runs / "zero", alone))
+    assert [m["name"] for m in two] == [m["name"] for m in one]
+    for mine, theirs in zip(one, two, strict=True):
+        assert mine["values"].keys() == theirs["values"].keys()
+        for stage, value in mine["values"].items():
+            assert value == pytest.approx(theirs["values"][stage], rel=1e-5)
     for stage in STAGES:
         watched = [
             [row["watch"] for row in rows(runs / run, stage, "evals")] for run in ("one", "zero", "three")

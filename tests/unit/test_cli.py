@@ -16,7 +16,7 @@ from pilgrim.cli.chat import chat
 from pilgrim.core.errors import PilgrimError
 from pilgrim.infer.sampling import Sampling
 
-COMMANDS = ["run", "chat", "eval", "report", "export", "bench", "doctor"]
+COMMANDS = ["run", "chat", "serve", "eval", "report", "export", "bench", "doctor"]
 
 runner = CliRunner()
 
@@ -80,7 +80,7 @@ def test_version() -> None:
 # Errors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["chat", "eval", "report"])
+@pytest.mark.parametrize("command", ["chat", "serve", "eval", "report"])
 def test_unknown_run(command: str, here: Path) -> None:
     sentence = one_sentence(command, "pocket")
     assert sentence.startswith("pocket is no run")

@@ -11,6 +11,7 @@ PACKAGE = Path(pilgrim.__file__).parent
 
 # Each takes a noticeable part of a second to import, and no command line needs it to show its help.
 HEAVY = {"torch", "numpy", "pydantic", "tokenizers", "safetensors", "jinja2", "rich", "transformers"}
+HEAVY |= {"fastapi", "uvicorn", "prometheus_client"}
 
 
 def modules_after(code: str) -> set[str]:

@@ -8,8 +8,7 @@ The question comes with lettered choices, and the reply is a letter:
 
     Respond only with the letter of the correct answer.
 
-The layout is nanochat's (tasks/common.py): the letter behind its choice, which small models find easier to
-bind, and no space before it, so that it is the same token as in the reply. Such a question is asked in two
+The layout is that of data/questions.py, in which a mixture may teach such questions too. One is asked in two
 ways. By likelihood: which of the letters does the model find likeliest as its reply? It can't miss the form,
 so guessing gets 1 of n. And by its own words: the reply is read, and one that names no letter is wrong. The
 first measures knowledge, the second whether it comes out in a chat.
@@ -21,20 +20,11 @@ from string import ascii_uppercase
 from typing import Any
 
 from pilgrim.core.errors import DataError
+from pilgrim.data.questions import multiple_choice
 from pilgrim.evals.chat_items import ChatItem, Verdict, text
 
 _ANNOUNCED = r"\b(?i:answer|option|choice)\b\W*(?i:is\b)?\W*([A-Z])\b(?!['’])"  # The answer is B
 _SET_OFF = r"(?<![\w'’])([A-Z])(?=\s*(?:[().:,=*\]]|$))"  # (B), B., at the end: not the "A" of "A bat"
-
-
-def prompt(question: str, choices: Sequence[str]) -> str:
-    """The user's message."""
-    listed = "".join(
-        f"- {choice}={letter}\n" for choice, letter in zip(choices, ascii_uppercase, strict=False)
-    )
-    return (
-        f"Multiple Choice question: {question}\n{listed}\nRespond only with the letter of the correct answer."
-    )
 
 
 def letter_in(reply: str, choices: Sequence[str]) -> str:
@@ -60,7 +50,7 @@ def item(question: str, choices: Sequence[str], gold: int, line: int, name: str 
 
     return ChatItem(
         line,
-        prompt(question, choices),
+        multiple_choice(question, choices),
         f"{letters[gold]} ({choices[gold]})",
         grade,
         letters,

@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from pilgrim.core.errors import DataError
+from pilgrim.data.questions import count_letter, letters_of, spell
 from pilgrim.evals.chat_items import ChatItem, Verdict, text
 from pilgrim.evals.tasks.arithmetic import graded
 from pilgrim.infer.tools import spoken
@@ -24,13 +25,13 @@ def read_spelling(row: Mapping[str, Any], line: int, place: str) -> ChatItem:
     if not re.fullmatch("[a-z]{2,}", word):
         raise DataError(f'{place}: "word" is {word!r}, but must be two or more letters from a to z; mend it')
     if "letter" not in row:
-        question = f'Spell the word "{word}", with a comma after each letter.'
-        return ChatItem(line, question, ",".join(word), lambda reply: spelled(reply, word), id=word)
+        question = spell(word)
+        return ChatItem(line, question, letters_of(word), lambda reply: spelled(reply, word), id=word)
     letter = text(row, "letter", place)
     if not re.fullmatch("[a-z]", letter):
         raise DataError(f'{place}: "letter" is {letter!r}, but must be one letter from a to z; mend it')
     count = word.count(letter)
-    question = f'How many times does the letter "{letter}" occur in the word "{word}"?'
+    question = count_letter(letter, word)
     right = Fraction(count)
     return ChatItem(line, question, str(count), lambda reply: graded(reply, right), id=f"{letter} in {word}")
 

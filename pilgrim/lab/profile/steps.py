@@ -19,11 +19,13 @@ from pilgrim.core.peaks import synchronize
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import batches
 from pilgrim.data.prefetch import Prefetch
+from pilgrim.infer.drawing import Place
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.sampling import Sampling
 from pilgrim.infer.scheduler import Request
 from pilgrim.infer.scheduler import Work as Reading
 from pilgrim.model.count import flops_needed
+from pilgrim.model.lora import numbers
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.grow import phase_at
 from pilgrim.train.keeping import State
@@ -59,6 +61,9 @@ class Work(Protocol):
     @property
     def all_rows(self) -> int: ...  # of a step
 
+    @property
+    def stage_steps(self) -> int: ...  # of the whole stage; 0: it has none
+
     def prepare(self) -> None: ...
 
     def step(self) -> Load: ...
@@ -87,7 +92,7 @@ class TrainingSteps:
         shares = ((batch.share(self._processes), position) for batch, position in made)
         self._batches = Prefetch(shares, parts.runtime.device)
         self._gradients: frozenset[int] = frozenset()
-        for optimizer in (parts.optimizers.muon, parts.optimizers.adamw):
+        for optimizer in parts.optimizers.all:
             optimizer.register_step_pre_hook(self._look_at_gradients)
 
     @property
@@ -97,6 +102,10 @@ class TrainingSteps:
     @property
     def all_rows(self) -> int:
         return self._processes.share(self._phase.rows)
+
+    @property
+    def stage_steps(self) -> int:
+        return self._loop.steps
 
     def prepare(self) -> None:
         """Fit the microbatch, and compile."""
@@ -108,7 +117,8 @@ class TrainingSteps:
             batch, self._loop.state.position = next(self._batches)
         self._loop.step(batch)
         # As for the MFU that training shows: each row is taken for one document (stages/speed.py).
-        per_token = flops_needed(self._parts.model.config, self._phase.context).training
+        model = self._parts.model
+        per_token = flops_needed(model.config, self._phase.context, numbers(model)).training
         tokens = batch.tokens // self._processes.count  # this process's, on average
         return Load(tokens, float(tokens * per_token), self._gradients)
 
@@ -148,6 +158,7 @@ class GenerationSteps:
         self._engine = _Annotated(model, runtime, rows=REPLIES, tokens_per_pass=REPLIES * long)
         self.model: nn.Module = self._engine.model
         self.rows = self.all_rows = self._engine.rows
+        self.stage_steps = 0
         self._runtime = runtime
         # Each begins elsewhere: the cache would hold what is alike only once.
         self._prompts = [(list(prompts[i % len(prompts)]) * 2 * long)[i : i + long] for i in range(REPLIES)]
@@ -192,13 +203,13 @@ class _Annotated(Engine):
     Drawing is where the host waits for the device, as it needs the drawn ids to go on: "sync".
     """
 
-    def _pass(self, work: Sequence[Reading]) -> tuple[list[Request], Tensor]:
+    def _pass(self, work: Sequence[Reading]) -> tuple[list[Place], Tensor]:
         with record_function("pilgrim.forward"):
             return super()._pass(work)
 
-    def _draw(self, scores_bv: Tensor, writers: Sequence[Request]) -> list[int]:
+    def _draw(self, scores_bv: Tensor, places: Sequence[Place]) -> list[int]:
         with record_function("pilgrim.sync"):
-            return super()._draw(scores_bv, writers)
+            return super()._draw(scores_bv, places)
 
 
 def _bytes(tensors: Any) -> int:

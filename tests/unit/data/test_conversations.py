@@ -43,6 +43,30 @@ def test_sources_are_counted_the_most_first(write: Callable[..., str]) -> None:
     assert list(count_by_source(read_conversations([write(*rows)])).items()) == [("b", 2), ("a", 1)]
 
 
+CALLS = {"role": "assistant", "tool_calls": [{"function": {"name": "weather", "arguments": "{}"}}]}
+RESULT = {"role": "tool", "content": "rain"}
+SILENT = {"role": "assistant", "content": " "}
+TOOLS = [{"type": "function", "function": {"name": "weather"}}]
+
+
+def test_what_is_no_mistake_is_kept(write: Callable[..., str]) -> None:
+    rows: list[Any] = [
+        {"messages": [USER, CALLS, RESULT, ASSISTANT], "tools": TOOLS},
+        {"messages": [USER, CALLS, RESULT, ASSISTANT], "tools": json.dumps(TOOLS)},
+        {"messages": [USER, CALLS, {"role": "tool", "content": ""}, ASSISTANT], "tools": TOOLS},
+        {"messages": [USER, CALLS], "tools": TOOLS},
+        {"messages": [USER, CALLS, RESULT], "tools": TOOLS},
+        {"messages": [USER, ASSISTANT], "tools": []},
+        {"messages": [{"role": "system", "content": ""}, USER, ASSISTANT]},
+        {"messages": [{"role": "user", "content": "<|im_end|></tool_response>\ud83d\ude00"}, ASSISTANT]},
+    ]
+    found = read_conversations([write(*rows)])
+    assert [len(one.messages) for one in found] == [5, 5, 5, 3, 4, 2, 3, 2]
+    assert found[0].messages == found[1].messages
+    assert found[0].messages[0].tools == ('{"name": "weather"}',)
+    assert found[-1].messages[0].content == "<|im_end|></tool_response>\U0001f600"
+
+
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
@@ -51,7 +75,15 @@ def test_sources_are_counted_the_most_first(write: Callable[..., str]) -> None:
         ({"messages": [ASSISTANT, USER]}, "user"),
         ({"messages": [USER]}, "nothing to learn"),
         ({"messages": [USER, {"role": "assistant", "content": " \n"}]}, "silence"),
+        ({"messages": [{"role": "user", "content": "\n"}, ASSISTANT]}, "asks nothing"),
+        ({"messages": [USER, ASSISTANT, USER]}, "ends with the user, whom nobody answers; cut"),
+        ({"messages": [USER, {"role": "assistant", "content": "x" * 1_000_001}]}, "has 1,000,001 characters"),
         ({"messages": [USER, {"role": "bot", "content": "Hi!"}]}, "role"),
+        ({"messages": [USER, CALLS]}, 'calls "weather", which is not defined; define it in "tools"'),
+        ({"messages": [USER, ASSISTANT, RESULT]}, "a tool's result, but nothing was called before it"),
+        ({"messages": [USER, CALLS, ASSISTANT], "tools": TOOLS}, "has no result"),
+        ({"messages": [USER, CALLS, RESULT, SILENT], "tools": TOOLS}, "silence"),
+        ({"messages": [USER, ASSISTANT], "tools": "weather"}, '"tools" is no JSON'),
         ({"messages": [USER, ASSISTANT], "source": 3}, '"source" is 3'),
         (["not", "an", "object"], "object"),
     ],

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pilgrim.core.errors import DataError
 from pilgrim.core.processes import Processes
 from pilgrim.core.runtime import Runtime
 from pilgrim.data import loader
@@ -20,10 +21,12 @@ from pilgrim.data.loader import (
     Batch,
     PackedRows,
     Position,
+    TooLong,
     batches,
     build_row,
     one_pass,
     stack,
+    too_long,
 )
 from pilgrim.data.packing import Piece
 from pilgrim.data.shards import Document, TokenSet, open_token_set, write_token_set
@@ -187,11 +190,51 @@ def test_every_trained_token_of_a_conversation_is_a_target_once(
     documents = numbered(lengths)
     generator = np.random.default_rng(sum(lengths))
     masks = [[False, *(generator.random(len(d) - 1) < 0.4).tolist()] for d in documents]
+    assume(any(map(any, masks)))
     rows = rows_of_epoch(PackedRows(token_set(documents, masks), context, END, runtime()), 0)
+    assert all(row.trained_tokens > 0 for row in rows)
     wanted = [i for d, mask in zip(documents, masks, strict=True) for i, m in zip(d, mask, strict=True) if m]
     found = sum((transitions(row) for row in rows), Counter())
     assert Counter(target for _, target in found.elements()) == Counter(wanted)
     assert all(target == token + 1 or token == END for token, target in found)
+
+
+def test_pieces_that_teach_nothing_are_left_out_and_counted() -> None:
+    """A short answer to an endless question, an answer that goes on beyond a row, and a short talk."""
+    question = ([END, *range(1, 60)], [False] * 55 + [True] * 5)
+    answer = ([END, *range(100, 140)], [False] * 10 + [True] * 31)
+    short = ([END, *range(200, 208)], [False] * 5 + [True] * 4)
+    documents, masks = map(list, zip(question, answer, short, strict=True))
+    tokens = token_set(documents, masks)
+    assert too_long(tokens, 16) == TooLong(conversations=2, pieces=4 + 3, left_out=3)
+    rows = rows_of_epoch(PackedRows(tokens, 16, END, runtime()), 0)
+    assert all(row.trained_tokens > 0 for row in rows)
+    assert sum(row.trained_tokens for row in rows) == sum(map(sum, masks))
+    read = {i for row in rows for i in row.inputs_bt[row.documents_bt >= 0].tolist()}
+    assert not read & set(range(1, 48)) and set(range(48, 60)) <= read
+    assert too_long(tokens, 64) == TooLong(0, 0, 0)
+
+
+def test_pieces_that_teach_nothing_are_left_out_when_rows_get_longer_too() -> None:
+    generator = np.random.default_rng(3)
+    documents = numbered([int(n) for n in generator.integers(2, 120, 60)])
+    masks = [[False, *(generator.random(len(d) - 1) < 0.03).tolist()] for d in documents]
+    short = PackedRows(token_set(documents, masks), 8, END, runtime())
+    seen, position = [], None
+    for context in (8, 24, 16):
+        stream = short.at(context).rows(position)
+        for _ in range(12):
+            row, position = next(stream)
+            seen.append(row)
+    assert all(row.trained_tokens > 0 for row in seen)
+    targets = [i for row in seen for _, i in transitions(row).elements()]
+    assert len(targets) == len(set(targets))
+
+
+def test_a_set_in_which_nothing_is_learned_is_refused() -> None:
+    source = PackedRows(token_set(numbered([5, 30]), [[False] * 5, [False] * 30]), CONTEXT, END, runtime())
+    with pytest.raises(DataError, match=r"^some: none of its tokens is to be learned"):
+        next(source.rows(None))
 
 
 def test_documents_keep_their_neighbours_out() -> None:
@@ -244,6 +287,18 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     orders = [order(1, 0), order(1, 1), order(2, 0)]
     assert order(1, 0) == orders[0]
     assert len({tuple(o) for o in orders}) == 3
+
+
+def test_the_rows_of_epochs_are_counted_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pilgrim.data.loader.WINDOW", 16)  # several windows an epoch
+    source = PackedRows(token_set(numbered([5, 9, 14, 3, 3, 20, 7] * 9)), 16, 0, runtime())
+    of_epochs = [len(rows_of_epoch(source, epoch)) for epoch in range(3)]
+    assert source.count(1) == of_epochs[0]
+    assert source.count(3) == sum(of_epochs)
+    assert source.count(1.5) == of_epochs[0] + round(of_epochs[1] / 2)
+    assert source.count(0.001) == 1
+    read = [source.epochs(position) for _, position in islice(source.rows(None), sum(of_epochs))]
+    assert read == sorted(read) and read[0] == 0 and read[-1] == 2.75 and read[of_epochs[0]] == 1
 
 
 def test_a_batch_sees_all_lengths() -> None:

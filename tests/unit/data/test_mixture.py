@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pilgrim.core.runtime import Runtime
-from pilgrim.data.loader import Batch, Position
-from pilgrim.data.mixture import BLOCK, Mixture
+from pilgrim.data.loader import Batch, PackedRows, Position
+from pilgrim.data.mixture import BLOCK, Dealt, Drawn, Mixture, PartSettings, Tagged, contradiction
+from pilgrim.data.shards import Document, in_memory
 
 
 class Counting:
@@ -32,7 +33,9 @@ class Counting:
 
 def mixture(weights: dict[str, float], seed: int = 1) -> Mixture:
     runtime = Runtime(torch.device("cpu"), torch.float32, compile=False, seed=seed)
-    return Mixture({name: Counting(i) for i, name in enumerate(weights)}, weights, runtime)
+    return Mixture(
+        {name: Counting(i) for i, name in enumerate(weights)}, Drawn(tuple(weights.values()), runtime)
+    )
 
 
 def drawn(source: Mixture, rows: int, position: Position | None = None) -> list[tuple[int, int]]:
@@ -90,10 +93,52 @@ def test_positions_that_were_handed_out_do_not_change() -> None:
     assert json.dumps(first) == copy
 
 
+def dealt(rows: tuple[int, ...], seed: int = 1) -> Mixture:
+    runtime = Runtime(torch.device("cpu"), torch.float32, compile=False, seed=seed)
+    return Mixture({str(i): Counting(i) for i in range(len(rows))}, Dealt(rows, runtime))
+
+
+def test_a_deck_has_each_sources_rows_exactly_and_shuffled() -> None:
+    rows = [number for number, _ in drawn(dealt((5, 30, 1)), 72)]
+    for deck in (rows[:36], rows[36:]):
+        assert Counter(deck) == {0: 5, 1: 30, 2: 1}
+        assert deck != sorted(deck)
+    assert rows[:36] != rows[36:]
+    assert rows != [number for number, _ in drawn(dealt((5, 30, 1), seed=2), 72)]
+
+
+@pytest.mark.parametrize("at", [0, 1, 35, 36, 37, 90])
+def test_a_deck_goes_on_from_any_position(at: int) -> None:
+    everything = drawn(dealt((5, 30, 1)), at + 40)
+    positions = [None, *(position for _, position in islice(dealt((5, 30, 1)).rows(None), at))]
+    assert drawn(dealt((5, 30, 1)), 40, json.loads(json.dumps(positions[-1]))) == everything[at:]
+
+
 @pytest.mark.parametrize(
-    "weights", [{"a": 1.0}, {"a": 1.0, "b": -0.1}, {"a": 0.0, "b": 0.0}, {"a": 1.0, "c": 1.0}]
+    ("mixture", "sentence"),
+    [
+        ({}, "m names no data set; write at least one, such as conversations = { weight = 1 }"),
+        ({"a": (1, 2)}, "m.a has both weight and epochs; write one of them, as in a = { weight = 0.5 }"),
+        ({"a": (None, None)}, "m.a has neither weight nor epochs; write one of them"),
+        ({"a": (1, None), "b": (None, 1)}, "m has weights (a) and epochs, which can't be added up"),
+    ],
 )
-def test_weights_that_make_no_mixture(weights: dict[str, float]) -> None:
+def test_tables_that_make_no_mixture(
+    mixture: dict[str, tuple[float | None, float | None]], sentence: str
+) -> None:
+    parts = {name: PartSettings(weight=weight, epochs=epochs) for name, (weight, epochs) in mixture.items()}
+    assert (contradiction(parts, "m") or "").startswith(sentence)
+    assert contradiction({"a": PartSettings(weight=1), "b": PartSettings(weight=2)}, "m") is None
+
+
+def test_rows_say_where_they_are_from() -> None:
     runtime = Runtime(torch.device("cpu"), torch.float32, compile=False, seed=1)
-    with pytest.raises(ValueError, match="one weight >= 0 for each of"):
-        Mixture({"a": Counting(0), "b": Counting(1)}, weights, runtime)
+    documents = [Document([0, 5, 6], None, "me", 2)] * 3
+    packed = PackedRows(in_memory("three", documents, 300), 8, 0, runtime)
+    rows = list(islice(Tagged(packed, 4).rows(None), 4))
+    for (row, position), (plain, same_position) in zip(rows, packed.rows(None), strict=False):
+        assert position == same_position and torch.equal(row.inputs_bt, plain.inputs_bt)
+        assert row.extra["source"].tolist() == [[4 if d >= 0 else 0 for d in plain.documents_bt[0].tolist()]]
+        filled = plain.documents_bt >= 0
+        assert torch.equal(row.extra["epoch"], filled * float(position["epoch"]))
+    assert [position["epoch"] for _, position in rows] == [0, 0, 1, 1]

@@ -145,6 +145,25 @@ def test_bombs_go_out(program: str, why: str) -> None:
         "import os; os.chroot('.')",
         "import os; os.setuid(1)",
         "import os; os.sched_setaffinity(0, {0})",
+        "import os; open(f'/proc/{os.getppid()}/environ').read()",
+        "import os; open(f'/proc/{os.getppid()}/mem', 'r+b')",
+        "import os; os.readlink(f'/proc/{os.getppid()}/root'); open('/proc/self/root/etc/passwd')",
+        "open('/proc/self/fd/../../../etc/passwd')",
+        "open('/proc/self/cwd/../../etc/passwd')",
+        "import os; os.listdir('/proc')",
+        "import os; os.open('/dev/fd/1', os.O_RDWR); open('/dev/tty', 'w')",
+        "import os; os.open('.', os.O_TMPFILE | os.O_RDWR); open('/dev/mem', 'rb')",
+        "import ssl, urllib.request; urllib.request.urlopen('http://127.0.0.1')",
+        "import asyncio; asyncio.run(asyncio.create_subprocess_exec('true'))",
+        "import os; os.popen('id').read()",
+        "import os; os.pidfd_open(os.getppid())",
+        "import mmap; mmap.mmap(-1, 4096); open('/dev/shm/x', 'w+b')",
+        "import os; os.mknod('device')",
+        "import os; os.rename('.', '../elsewhere')",
+        "import os; os.unlink(os.__file__)",
+        "import importlib.util; importlib.util.find_spec('torch').loader",
+        "import pty; pty.fork()",
+        "import tempfile; tempfile.mkdtemp(dir='/var/tmp')",
     ],
 )  # fmt: skip
 def test_the_kernel_refuses(program: str) -> None:
@@ -180,6 +199,20 @@ def test_system_calls_by_number() -> None:
     assert tried(program) == sandbox.Outcome(True, "", "")
 
 
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="this is machine code of x86_64")
+def test_the_door_of_old_programs_is_shut() -> None:
+    """mov eax, 20 (getpid for 32 bits); int 0x80; ret: calls that no number of the filter is about."""
+    program = """
+        import ctypes, mmap
+        page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+        page.write(bytes([0xB8, 20, 0, 0, 0, 0xCD, 0x80, 0xC3]))
+        at = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        print(ctypes.CFUNCTYPE(ctypes.c_long)(at)())
+    """
+    outcome = tried(program)
+    assert not outcome.passed and outcome.output == "" and "SIGS" in outcome.why  # SIGSYS, or SIGSEGV
+
+
 def test_what_is_ours_cannot_be_read(tmp_path: Path) -> None:
     secret = tmp_path / "runs" / "weights"
     secret.parent.mkdir()
@@ -202,7 +235,7 @@ def test_nothing_is_left() -> None:
     outcome = tried("""
         import os, signal, time
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        print(os.getpid(), flush=True)
+        print(os.getpid())
         open("left", "w").write("behind")
         time.sleep(60)
     """, Limits(wall_s=1.0))  # fmt: skip
@@ -257,3 +290,28 @@ def test_both_columns_are_whole() -> None:
         assert len(numbers) == len(set(numbers))
         refused = {"fork", "clone", "execve", "socket", "kill", "ioctl", "prctl"}
         assert not refused & {entry[0] for entry in entries}
+
+
+@pytest.mark.parametrize(
+    ("program", "output"),
+    [
+        ("1 + 1", "2\n"),
+        ("x = 'a'\nx * 3", "'aaa'\n"),
+        ("print('said')\nlen('four')", "said\n4\n"),
+        ("None", ""),
+        ("x = 5", ""),
+        ("", ""),
+        ("# nothing", ""),
+        ("def f(): return 7\nf()", "7\n"),
+        ("if True:\n    5", ""),
+    ],
+)
+def test_the_value_of_the_last_line(program: str, output: str) -> None:
+    assert run(program, SHORT, show_value=True) == sandbox.Outcome(True, "", output)
+    assert "2\n" not in run(program, SHORT).output
+
+
+def test_a_value_that_can_not_be_shown_is_no_end() -> None:
+    program = "class Odd:\n    def __repr__(self): raise KeyError('odd')\nOdd()"
+    assert run(program, SHORT, show_value=True).why == "KeyError in line 2: 'odd'"
+    assert run(program, SHORT).passed

@@ -1,6 +1,7 @@
 """The calculator: what it computes, what it refuses, and how its answers get into a reply."""
 
 import itertools
+import sys
 import time
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pilgrim.core.errors import SettingsError
 from pilgrim.core.runtime import Runtime
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.sampling import Sampling
+from pilgrim.infer.sandbox import refusal
 from pilgrim.infer.tools import (
     CALL,
     END_OF_CALL,
@@ -18,7 +21,9 @@ from pilgrim.infer.tools import (
     RESPONSE,
     ToolUse,
     calculator,
+    run_python,
     spoken,
+    tools_with_python,
 )
 from pilgrim.model.config import ModelSettings
 from pilgrim.model.transformer import Transformer
@@ -117,6 +122,73 @@ def test_a_call_is_answered_at_its_end(tokenizer: Tokenizer) -> None:
     expected = [RESPONSE, *tokenizer.encode("18"), END_OF_RESPONSE]
     assert use.answer([7, CALL, *text, END_OF_CALL]) == expected
     assert [CALL, *text, END_OF_CALL, *expected] == call("9*2", "18", tokenizer)
+
+
+def test_other_calls_are_answered_by_an_error(tokenizer: Tokenizer) -> None:
+    """A model that waits for an answer would make one up."""
+    use = ToolUse(tokenizer)
+    weather = '{"name": "weather", "arguments": {}}'
+    for name, text in {"weather": weather, "python": "python\n1 + 1"}.items():
+        ids = use.answer([CALL, *tokenizer.encode(text), END_OF_CALL])
+        error = f"error: there is no tool {name} here, only calculator"
+        assert tokenizer.decode(ids) == f"<tool_response>{error}</tool_response>"
+    spelled = '{"name": "calculator", "arguments": {"expression": "9*2"}}'
+    ids = use.answer([CALL, *tokenizer.encode(spelled), END_OF_CALL])
+    assert ids == [RESPONSE, *tokenizer.encode("18"), END_OF_RESPONSE]
+
+
+def test_an_answer_that_spells_a_mark_is_mere_text(tokenizer: Tokenizer) -> None:
+    text = tokenizer.encode("'</TOOL_RESPONSE><|IM_END|>'.lower()")
+    ids = ToolUse(tokenizer).answer([CALL, *text, END_OF_CALL])
+    assert [i for i in ids if i < len(SPECIAL_TOKENS)] == [RESPONSE, END_OF_RESPONSE]
+    assert "</tool_response><|im_end|></tool_response>" in tokenizer.decode(ids)
+
+
+# Python -------------------------------------------------------------------------------------------
+
+needs_sandbox = pytest.mark.skipif(refusal() is not None, reason=str(refusal()))
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    ("code", "answer"),
+    [
+        ("2**100", "1267650600228229401496703205376"),
+        ("for n in range(3):\n    print(n)", "0\n1\n2"),
+        ("x = 5", ""),
+        ("print('so far')\n1 / 0", "so far\nerror: ZeroDivisionError in line 2: division by zero"),
+        ("print('so far')\nimport os; os._exit(0)", "so far\nerror: left before its end"),
+        ("1 +", "error: SyntaxError: invalid syntax (program.py, line 1)"),
+        ("import os; os.environ.get('HOME')", ""),
+        ("open('/etc/passwd').read()", "error: PermissionError in line 1: [Errno 13] Permission denied: "
+         "'/etc/passwd'"),
+        ("'x' * 5000", "'" + "x" * 999 + "... (4002 characters more)"),
+        ("print('日本')", "日本"),
+    ],
+)  # fmt: skip
+def test_what_python_answers(code: str, answer: str) -> None:
+    assert run_python(code) == answer
+
+
+@needs_sandbox
+def test_every_program_begins_anew() -> None:
+    assert run_python("x = 5; open('kept', 'w').write('x'); x") == "5"
+    assert "NameError" in run_python("x")
+    assert "FileNotFoundError" in run_python("open('kept')")
+
+
+@needs_sandbox
+def test_python_in_a_reply(tokenizer: Tokenizer) -> None:
+    use = ToolUse(tokenizer, tools_with_python())
+    ids = use.answer([7, CALL, *tokenizer.encode("python\nsum(range(10))"), END_OF_CALL])
+    assert ids == [RESPONSE, *tokenizer.encode("45"), END_OF_RESPONSE]
+    assert use.answer([CALL, *tokenizer.encode("9*2"), END_OF_CALL])[1:-1] == tokenizer.encode("18")
+
+
+def test_where_no_program_can_run_there_is_no_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(SettingsError, match=r"^the Python tool: .* can't be run safely on .*; use Linux"):
+        tools_with_python()
 
 
 def test_marks_are_not_what_was_said(tokenizer: Tokenizer) -> None:

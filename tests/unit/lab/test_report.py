@@ -229,6 +229,26 @@ def test_accuracy_over_training(run: Path) -> None:
     )
 
 
+def test_loss_by_source(run: Path) -> None:
+    assert "Loss by source" not in report(run).text
+    text = {"loss": 2.0, "tokens": 300, "share": 0.75, "epoch": 1.5}
+    rows: list[Row] = [
+        {"step": 1, "loss": 2.5, "sources": {"text": text, ATTACK: {"loss": 4.0, "tokens": 100, "epoch": 0}}},
+        {"step": 2, "loss": 2.0, "sources": {"text": {**text, "loss": 1.5, "epoch": 2.0}, "x": ATTACK}},
+    ]
+    write_rows(run / "sft" / "metrics.jsonl", rows)
+    page = report(run)
+    found = {chart["title"]: chart for chart in page.payload["charts"] if chart["id"].startswith("source")}
+    assert [(s["kind"], s["x"], s["y"]) for s in found["text"]["series"]] == [
+        ("raw", [1, 2], [2.0, 1.5]),
+        ("line", [1, 2], [2.0, 1.5]),
+    ]
+    assert "x" not in found and len(found) == 2
+    assert "Loss of text: sft from 2 to 1.5." in page.having("aria-label", "div")
+    cells = ["text", "600", "85.7%", "2.0"]
+    assert all(cell in page.text for cell in cells)
+
+
 def test_more_tasks_than_a_page_can_hold(run: Path) -> None:
     rows = [{"step": 4, "bpb": 1.5, "watch": {f"task_{n}": WATCHED for n in range(40)}}]
     write_rows(run / "sft" / "evals.jsonl", rows)
@@ -546,3 +566,41 @@ def test_recipe_is_highlighted_table_by_table() -> None:
     assert second.startswith('<span class="t-table">[model]</span>')
     assert '<span class="t-key">depth</span> = <span class="t-number">4</span>' in second
     assert '<span class="t-number">true</span>' in second
+
+
+def measure(name: str, **more: object) -> Row:
+    values = {"midtrain": {"value": 0.5, "standard_error": 0.05, "n": 100}}
+    values |= {"sft": {"value": 0.75, "standard_error": None, "n": 100}}
+    change = {"since": "midtrain", "difference": 0.25, "low": 0.1, "high": 0.4}
+    return {
+        "name": name, "suite": "behaviour", "kind": "share", "better": "higher", "main": True,
+        "values": values, "changes": {"sft": change}, **more,
+    }  # fmt: skip
+
+
+def test_what_each_stage_changed(run: Path) -> None:
+    assert "What each stage changed" not in report(run).text
+    measures = [measure("ended"), measure("looped", better="lower"), measure(ATTACK, main=False)]
+    result = {"stages": ["midtrain", "sft"], "asked_as_chat": ["midtrain", "sft"], "measures": measures}
+    write_object(run / "evaluate" / "stages.json", result)
+    page = report(run)
+    text = " ".join(page.text.split())
+    assert "What each stage changed" in text
+    assert "midtrain, sft were asked as chatbots" in text
+    assert text.count("+25.0% +10.0% to +40.0%") == 2
+    assert "75.0% ± –+25.0% (+10.0% to +40.0%)" in text  # in the table
+    html = (run / "report.html").read_text()
+    assert 'class="tone-good">+25.0%' in html and 'class="tone-bad">+25.0%' in html
+
+
+def test_stages_that_are_spoiled(run: Path) -> None:
+    for spoiled in (
+        {"measures": "none"},
+        {"stages": 5, "measures": [measure("ended")]},
+        {"stages": ["sft"], "measures": [measure("ended", values=None, changes=[])]},
+    ):
+        write_object(run / "evaluate" / "stages.json", spoiled)
+        assert "What each stage changed" not in report(run).text
+    odd = measure("ended", changes={"sft": {"difference": "x"}}, better=None, kind=7)
+    write_object(run / "evaluate" / "stages.json", {"stages": ["midtrain", "sft"], "measures": [odd, 3]})
+    assert "What each stage changed" in report(run).text

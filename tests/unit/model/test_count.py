@@ -21,6 +21,7 @@ from pilgrim.model.count import (
     weight_bytes,
 )
 from pilgrim.model.init import initialize
+from pilgrim.model.lora import LoraSettings, adapt, numbers
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.adamw import AdamW
 from pilgrim.optim.muon import Muon
@@ -47,7 +48,11 @@ def network(config: ModelConfig) -> Transformer:
 
 def counted(config: ModelConfig, attention: Callable[[Tensor], Attend], counter: FlopCounterMode) -> Flops:
     """Per token, by torch's counter watching a real forward and a real backward pass."""
-    model = network(config)
+    return counted_of(network(config), attention, counter)
+
+
+def counted_of(model: Transformer, attention: Callable[[Tensor], Attend], counter: FlopCounterMode) -> Flops:
+    config = model.config
     ids = torch.randint(config.vocab_size, (B, T), generator=torch.Generator().manual_seed(2))
     with counter:
         loss = model.logits(model(ids, attention(torch.zeros_like(ids)))).logsumexp(-1).sum()
@@ -101,6 +106,22 @@ def test_unfused_attention_does_not_compute_the_scores_twice(config: ModelConfig
             config, lambda d: packed_attention(d, torch.float32), FlopCounterMode(display=False)
         )
     assert unfused == Flops(dense, 3 * dense)
+
+
+def test_adapters_save_the_products_that_make_gradients(config: ModelConfig) -> None:
+    """But for the first layer's q, k and v: their input is the embedding, which needs no gradient either."""
+    model = network(config)
+    adapt(model, LoraSettings(rank=2), torch.Generator().manual_seed(3))
+    found = counted_of(model, reference_attention, FlopCounterMode(display=False))
+    adapters, no_scores = numbers(model), flops_multiplied(config, 0)
+    dense = flops_multiplied(config, T).forward - no_scores.forward
+    needed = flops_needed(config, 1, adapters)
+    scores = flops_needed(config, 1).forward - no_scores.forward  # of a token that sees itself
+    assert found.forward == needed.forward - scores + dense
+    read = (
+        2 * config.width * config.head_size * (config.heads + 2 * config.kv_heads) + 3 * 2 * config.width * 2
+    )
+    assert found.training == needed.training + 3 * (dense - scores) - read
 
 
 def test_needed_flops_count_every_allowed_pair_once(config: ModelConfig) -> None:

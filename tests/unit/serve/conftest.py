@@ -21,15 +21,18 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """make_run(text) makes a run whose model says `text`, in which no character must come twice."""
+    """make_run(text) makes a run whose model says `text`, in which no character must come twice.
 
-    def make(text: str, stage: str = "sft", ends: bool = True, context: int = 256) -> Path:
+    For a model that calls a tool, it is a list of texts and of the marks' ids: what it says behind the answer
+    follows after END_OF_CALL, END_OF_RESPONSE.
+    """
+
+    def make(text: str | list[str | int], stage: str = "sft", ends: bool = True, context: int = 256) -> Path:
         tokenizer = train_tokenizer(["bytes only"], SMALLEST_VOCABULARY)
         tokenizer.save(tmp_path / "tokenizer")
-        model = chain_model(
-            [*tokenizer.encode("\n" + text), tokenizer.im_end_id if ends else tokenizer.encode(text)[0]],
-            context,
-        )
+        parts = [text] if isinstance(text, str) else text
+        ids = [i for part in parts for i in (tokenizer.encode(part) if isinstance(part, str) else [part])]
+        model = chain_model([*tokenizer.encode("\n"), *ids, tokenizer.im_end_id if ends else ids[0]], context)
         state = {"model_config": model.config.model_dump()}
         CheckpointStore(tmp_path / stage / "checkpoints").save(1, {"model": model.weights()}, state)
         return tmp_path

@@ -8,16 +8,18 @@ import pytest
 from pilgrim.core.errors import CheckpointError, DataError, SettingsError
 from pilgrim.core.runtime import RuntimeSettings, start
 from pilgrim.infer.sampling import Sampling
+from pilgrim.infer.sandbox import refusal
 from pilgrim.serve.conversation import Continuation, Conversation, open_conversation
-from pilgrim.text.chat import Message
+from pilgrim.text.calls import CALL, END_OF_CALL, END_OF_RESPONSE
+from pilgrim.text.chat import Message, messages_from_row
 
 MakeRun = Callable[..., Path]  # see conftest
 SAMPLING = Sampling(max_tokens=40)
 
 
-def opened(run: Path, system: str | None = None) -> Conversation:
+def opened(run: Path, system: str | None = None, python: bool = False) -> Conversation:
     runtime = start(RuntimeSettings(device="cpu", compile="off"), seed=1)
-    return open_conversation(run, runtime, pytest.fail, system)[0]
+    return open_conversation(run, runtime, pytest.fail, system, python)[0]
 
 
 def test_replies_are_kept(make_run: MakeRun) -> None:
@@ -108,3 +110,59 @@ def test_a_base_model_continues_the_text(make_run: MakeRun) -> None:
 def test_a_run_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no trained model yet"):
         opened(tmp_path)
+
+
+# Tools ------------------------------------------------------------------------------------------------
+
+
+def test_calls_are_answered_and_kept_as_messages(make_run: MakeRun) -> None:
+    talk = opened(make_run(["a ", CALL, "9*2", END_OF_CALL, END_OF_RESPONSE, "b."]))
+    pieces = [(piece, talk.aside) for piece in talk.ask("Hello", SAMPLING)]
+    assert "".join(piece for piece, _ in pieces) == "a [9*2 → 18]b."
+    assert "".join(piece for piece, aside in pieces if aside) == "[9*2 → 18]"
+    function = {"name": "calculator", "arguments": '{"expression": "9*2"}'}
+    (row,) = talk.rows()
+    assert row["messages"] == [
+        {"role": "user", "content": "Hello"},
+        {
+            "role": "assistant",
+            "content": "a ",
+            "tool_calls": [{"id": "call_1", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "call_1", "content": "18"},
+        {"role": "assistant", "content": "b."},
+    ]
+    assert messages_from_row(row, "saved")[-1] == Message("assistant", "b.")
+    assert "".join(talk.retry(SAMPLING)) == "a [9*2 → 18]b."
+    assert len(talk.messages) == 4
+    assert "".join(talk.ask("And now?", SAMPLING)) == "a [9*2 → 18]b."
+    assert len(talk.messages) == 8
+
+
+@pytest.mark.parametrize("tokens", range(1, 12))
+def test_a_reply_that_breaks_off_in_a_call_can_be_answered(make_run: MakeRun, tokens: int) -> None:
+    talk = opened(make_run(["a ", CALL, "9*2", END_OF_CALL, END_OF_RESPONSE, "b."]))
+    for _ in range(2):
+        "".join(talk.ask("Hello", Sampling(max_tokens=tokens)))
+    messages = messages_from_row(talk.rows()[0], "saved")
+    assert messages[-1].role == "assistant" and not messages[-1].tool_calls
+
+
+@pytest.mark.skipif(refusal() is not None, reason=str(refusal()))
+def test_python_is_there_only_if_asked_for(make_run: MakeRun) -> None:
+    run = make_run("a")
+    for python, answer in ((True, "42"), (False, "error: there is no tool python here, only calculator")):
+        talk = opened(run, python=python)
+        forced = talk.follow([CALL, *talk.tokenizer.encode("python\n6*7"), END_OF_CALL])
+        assert talk.tokenizer.decode(forced) == f"<tool_response>{answer}</tool_response>"
+
+
+def test_a_base_model_has_no_tools(make_run: MakeRun) -> None:
+    run = make_run([CALL, "9*2", END_OF_CALL, END_OF_RESPONSE, "b"], stage="pretrain")
+    with pytest.raises(
+        SettingsError, match="only a base model yet, which knows no Python tool; leave it out"
+    ):
+        opened(run, python=True)
+    talk = opened(run)
+    assert "18" not in "".join(talk.ask("\n", SAMPLING))
+    assert talk.messages[-1].content.startswith("<tool_call>9*2</tool_call>")

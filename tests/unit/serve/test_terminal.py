@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from pilgrim.data.conversations import read_conversations
 from pilgrim.infer.sampling import Sampling
 from pilgrim.serve.screen import Screen
 from pilgrim.serve.terminal import chat, exchanges
+from pilgrim.text.calls import CALL, END_OF_CALL, END_OF_RESPONSE
 
 MakeRun = Callable[..., Path]  # see conftest
 SAMPLING = Sampling(max_tokens=30)
@@ -186,6 +188,7 @@ PROGRAM = """
 import fcntl, pathlib, sys, termios
 if sys.stdin.isatty():
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C shall come from there
+from pilgrim.data.conversations import read_conversations
 from pilgrim.infer.sampling import Sampling
 from pilgrim.serve.terminal import chat
 chat(pathlib.Path(sys.argv[1]), sampling=Sampling(max_tokens=100_000))
@@ -226,3 +229,28 @@ def until(terminal: int, mark: bytes) -> bytes:
         assert piece, f"it ended after {seen!r}"
         seen += piece
     return seen
+
+
+def test_calls_and_answers_are_dim_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    screen = Screen(Terminal(), out, io.StringIO())
+    for piece, aside in (("It is ", False), ("[9*", True), ("2 → 18", True), ("]", True), (".", False)):
+        screen.reply(piece, aside)
+    screen.end_reply()
+    assert out.getvalue() == "It is\x1b[2m [9*2 → 18]\x1b[22m.\n"
+
+
+def test_calls_are_shown_and_saved_through_pipes(make_run: MakeRun, tmp_path: Path) -> None:
+    file = tmp_path / "saved.jsonl"
+    run = make_run(["a ", CALL, "9*2", END_OF_CALL, END_OF_RESPONSE, "b."])
+    assert talk(run, "one", f"/save {file}")[0] == "a [9*2 → 18]b.\n"
+    roles = [message["role"] for message in json.loads(file.read_text())["messages"]]
+    assert roles == ["user", "assistant", "tool", "assistant"]
+    (kept,) = read_conversations([str(file)])
+    assert kept.messages[2].content == "18"

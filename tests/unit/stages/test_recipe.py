@@ -89,10 +89,14 @@ def test_what_is_derived_is_shown() -> None:
     }
     found_later = {(stage, "micro_rows") for stage in trained}  # when it trains: train/fit.py
     nothing_grows = {(stage, "grow") for stage in trained}
+    all_weights = {(stage, "lora") for stage in trained}
     no_windows = {("model", "window"), ("model", "window_pattern")}
     unbounded = {("model", "softcap")}
+    as_in_pretraining = {("midtrain", "context"), ("midtrain", "rope_theta")}
+    of_data = {("midtrain", "mixture"), ("sft", "mixture")}
     # threads: as many as torch chooses on the machine at hand
-    assert hidden == {("runtime", "threads")} | unbounded | found_later | nothing_grows | no_windows
+    as_it_was = nothing_grows | all_weights | no_windows | unbounded | as_in_pretraining | of_data
+    assert hidden == {("runtime", "threads")} | found_later | as_it_was
 
 
 def test_windows_are_shown_layer_by_layer() -> None:

@@ -185,7 +185,7 @@ USER, ASSISTANT, SYSTEM = ({"role": role, "content": "x"} for role in ("user", "
         ([], "the conversation is empty"),
         (["Hi"], "message 1 must be an object"),
         ([USER, {"role": "assistant"}], "message 2 must be an object"),
-        ([{"role": "human", "content": "x"}], "message 1 has the role 'human'; a role is system, user or"),
+        ([{"role": "human", "content": "x"}], "message 1 has the role 'human'; a role is system, user,"),
         ([{"role": ["user"], "content": "x"}], r"message 1 has the role \['user'\]"),
         ([{"role": "user", "content": None}], "message 1 has a content of type NoneType"),
         ([{"role": "user", "content": [{"type": "text"}]}], "message 1 has a content of type list"),

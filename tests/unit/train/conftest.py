@@ -100,7 +100,9 @@ def parts_in(runtime: Runtime, new_model: Callable[..., Transformer]) -> MakePar
 
         parts = Parts(
             model=model,
-            optimizers=Optimizers(model, optim, runtime.dtype, compile=False),
+            optimizers=Optimizers(
+                model, optim, runtime.dtype, compile=False, adapter_lr=changes.pop("adapter_lr", None)
+            ),
             optim=optim,
             rows=PackedRows(train, CONTEXT, END, runtime),
             losses=token_losses,

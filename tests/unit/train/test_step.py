@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pilgrim.core.runtime import Runtime
-from pilgrim.data.loader import IGNORED, Batch, PackedRows, stack
+from pilgrim.data.loader import IGNORED, Batch, PackedRows, build_row, stack
+from pilgrim.data.packing import Piece
 from pilgrim.data.shards import TokenSet
 from pilgrim.model.attention import causal_attention
 from pilgrim.model.transformer import Transformer
@@ -32,15 +33,18 @@ def texts(token_set: Callable[..., TokenSet], random_documents: Documents, runti
 
 
 @pytest.fixture(scope="module")
-def uneven(token_set: Callable[..., TokenSet], random_documents: Documents, runtime: Runtime) -> Batch:
-    """Eight rows of conversations, of which some have one trained token, some nearly all, some none."""
+def uneven(token_set: Callable[..., TokenSet], random_documents: Documents) -> Batch:
+    """Eight rows of conversations, of which some have one trained token, some nearly all, some none.
+
+    The loader makes none of the last kind, but several processes fill their shares with rows of padding.
+    """
     lengths = [CONTEXT] * ROWS
     trained = [1, 15, 0, 2, 15, 0, 0, 7]
     masks = [[False] * (length - n) + [True] * n for length, n in zip(lengths, trained, strict=True)]
     tokens = token_set(random_documents(lengths, 4), masks)
-    batch = stack([row for row, _ in islice(PackedRows(tokens, CONTEXT, END, runtime).rows(None), ROWS)])
+    batch = stack([build_row(tokens, [Piece(d, 0, CONTEXT)], CONTEXT, END) for d in range(ROWS)])
     per_row = (batch.targets_bt != IGNORED).sum(dim=1).tolist()
-    assert sorted(per_row) == sorted(trained)
+    assert per_row == trained
     return batch
 
 

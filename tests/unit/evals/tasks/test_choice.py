@@ -3,7 +3,8 @@
 import pytest
 
 from pilgrim.core.errors import DataError
-from pilgrim.evals.tasks.choice import item, letter_in, prompt, read_arc, read_mmlu
+from pilgrim.data.questions import multiple_choice
+from pilgrim.evals.tasks.choice import item, letter_in, read_arc, read_mmlu
 
 CHOICES = ["a trout", "a bat", "a fly", "none of these"]
 
@@ -40,7 +41,7 @@ def test_a_letter_comes_before_a_choice_of_that_name() -> None:
 
 
 def test_the_question_is_laid_out() -> None:
-    assert prompt("Which of these is a mammal?", CHOICES[:2]) == (
+    assert multiple_choice("Which of these is a mammal?", CHOICES[:2]) == (
         "Multiple Choice question: Which of these is a mammal?\n- a trout=A\n- a bat=B\n\n"
         "Respond only with the letter of the correct answer."
     )
@@ -53,7 +54,7 @@ def test_the_question_is_laid_out() -> None:
 
 def test_rows() -> None:
     arc = read_arc({"query": "Question: Which?", "choices": CHOICES, "gold": 1}, 1, "f, line 1")
-    assert arc.prompt == prompt("Which?", CHOICES)
+    assert arc.prompt == multiple_choice("Which?", CHOICES)
     mmlu = read_mmlu({"question": "Which?", "choices": CHOICES, "answer": 3, "subject": "x"}, 2, "f")
     assert mmlu.gold == 3
 

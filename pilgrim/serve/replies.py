@@ -1,0 +1,182 @@
+"""From the pieces of replies to JSON: what chat and completions have in common.
+
+A reply is either waited for as a whole, or told as a stream of chunks. Both are made of the same pieces, and
+go into the same envelope. What differs between the two endpoints is how a choice looks; they say so in a
+`Form`.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import uuid4
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from pilgrim.serve.asked import Asked
+from pilgrim.serve.driver import Ticket
+from pilgrim.serve.events import EventStream, unless_gone
+from pilgrim.serve.refusals import Refusal
+from pilgrim.serve.settings import Office
+from pilgrim.serve.writing import Piece, Ran, Told
+from pilgrim.text.calls import Call
+from pilgrim.text.tokenizer import Tokenizer
+
+Json = dict[str, Any]
+
+
+@dataclass
+class Reply:
+    """One choice, whole."""
+
+    pieces: list[Piece] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def tokens(self) -> list[Told]:
+        return [token for piece in self.pieces for token in piece.tokens]
+
+    @property
+    def calls(self) -> list[Call]:
+        return [call for piece in self.pieces for call in piece.calls]
+
+    @property
+    def ran(self) -> list[Ran]:
+        return [ran for piece in self.pieces for ran in piece.ran]
+
+    @property
+    def finish(self) -> str:
+        """Why it ended; one that was to have no tokens has used them all up."""
+        return (self.pieces and self.pieces[-1].finish) or "length"
+
+    @property
+    def written(self) -> int:
+        return self.pieces[-1].written if self.pieces else 0
+
+
+class Form(Protocol):
+    """How choices look at an endpoint."""
+
+    kind: str
+    chunk_kind: str
+
+    def whole(self, index: int, reply: Reply) -> Json: ...
+
+    def opening(self, index: int) -> Json | None:
+        """The first chunk's choice, before anything is written."""
+
+    def part(self, index: int, piece: Piece) -> Json: ...
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A request that is being answered."""
+
+    asked: Asked
+    form: Form
+    exact_model: str
+    prompt_tokens: int
+    choices: int
+    ticket: Ticket | None  # None: nothing is to be written
+    id: str = field(default_factory=lambda: f"req-{uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def envelope(self, kind: str, choices: Sequence[Json], **more: Any) -> Json:
+        head = {"id": self.id, "object": kind, "created": self.created, "model": self.asked.model}
+        return {**head, "system_fingerprint": self.exact_model, "choices": list(choices), **more}
+
+    def usage(self, replies: Sequence[Reply]) -> Json:
+        written = sum(reply.written for reply in replies)
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": written,
+            "total_tokens": self.prompt_tokens + written,
+        }
+
+    def close(self) -> None:
+        if self.ticket:
+            self.ticket.close()
+
+
+async def answer(request: Request, office: Office, exchange: Exchange) -> Response:
+    """The whole answer, or a stream of it. Raises Refusal, and Gone if nobody waits for it any more."""
+    if exchange.asked.stream:
+        events = _stream(office, exchange)
+        return EventStream(events, exchange.close, office.settings.stall_s)
+    try:
+        return JSONResponse(await unless_gone(request, _whole(office, exchange)))
+    finally:
+        exchange.close()
+
+
+async def _whole(office: Office, exchange: Exchange) -> Json:
+    replies = [Reply() for _ in range(exchange.choices)]
+    if exchange.ticket:
+        number = {job: i for i, job in enumerate(exchange.ticket.jobs)}
+        async for job, piece in exchange.ticket.pieces():
+            replies[number[job]].pieces.append(piece)
+    _log(office, exchange, replies)
+    choices = [exchange.form.whole(i, reply) for i, reply in enumerate(replies)]
+    return exchange.envelope(exchange.form.kind, choices, usage=exchange.usage(replies))
+
+
+async def _stream(office: Office, exchange: Exchange) -> AsyncGenerator[Json, None]:
+    form, replies = exchange.form, [Reply() for _ in range(exchange.choices)]
+    usage: Json = {"usage": None} if exchange.asked.wants_usage else {}
+
+    def chunk(choices: Sequence[Json], usage: Json = usage) -> Json:
+        return exchange.envelope(form.chunk_kind, choices, **usage)
+
+    try:
+        for index in range(exchange.choices):
+            if (choice := form.opening(index)) is not None:
+                yield chunk([choice])
+        if exchange.ticket:
+            number = {job: i for i, job in enumerate(exchange.ticket.jobs)}
+            async for job, piece in exchange.ticket.pieces():
+                replies[number[job]].pieces.append(piece)
+                if not piece.empty:
+                    yield chunk([form.part(number[job], piece)])
+        else:
+            yield chunk([form.part(i, Piece(finish="length")) for i in range(exchange.choices)])
+        _log(office, exchange, replies)
+        if usage:
+            yield chunk([], {"usage": exchange.usage(replies)})
+    except Refusal as refusal:
+        yield refusal.body
+
+
+def _log(office: Office, exchange: Exchange, replies: Sequence[Reply]) -> None:
+    office.log(
+        {
+            "time": exchange.created,
+            "model": exchange.exact_model,
+            "asked": exchange.asked.model_dump(exclude_none=True),
+            "replies": [reply.text for reply in replies],
+        }
+    )
+
+
+# Tokens -------------------------------------------------------------------------------------------
+
+
+def spelled(tokenizer: Tokenizer, token_id: int) -> str:
+    """A token as text; one that is a part of a character by its bytes, as OpenAI does."""
+    data = tokenizer.decode_bytes(token_id)
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def too_long(tokens: int | str, context: int, param: str) -> Refusal:
+    """What OpenAI says to a prompt that leaves no room for a reply."""
+    return Refusal(
+        f"This model's maximum context length is {context} tokens, but the prompt has {tokens}; shorten it",
+        param=param,
+        code="context_length_exceeded",
+    )

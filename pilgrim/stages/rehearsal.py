@@ -1,0 +1,138 @@
+"""A dry run: the whole walk in a minute, on nothing that has to be fetched, before days are spent on it.
+
+The recipe is read and checked as it is. Then it is made small: few and short steps, a network of two layers,
+a few dozen rows of each file, and for what isn't there a stand-in of the same shape, made of bundled text.
+What comes out is a recipe of its own, named NAME-dry-run, with its files beside it; walking through it calls
+all the code that the real walk will call, but for what a GPU computes with. It finds tables that don't fit,
+rows that can't be read, a stage that lacks what another should have left. It says nothing about how well
+anything is learned, about memory, or about time.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from pilgrim.core.config import apply_overrides, load_toml
+from pilgrim.core.errors import PilgrimError
+from pilgrim.core.files import explained, read_jsonl_zst, write_atomic
+from pilgrim.core.stages import TRAINED
+from pilgrim.data.datasets import NAMED, DatasetSettings, Kind, rows_of
+from pilgrim.data.sources import find
+from pilgrim.stages.recipe import MixedSettings, Recipe, load_recipe
+
+SUFFIX = "-dry-run"
+MARK = "dry-run.toml"  # the small recipe, in the run's folder: what has it may be thrown away
+ROWS = 40  # of each file
+STEPS, BATCH = 2, 8  # so that 8 processes have a row each
+DEPTH, WIDTH, CONTEXT, WINDOW, VOCABULARY = 2, 64, 128, 32, 512
+
+Tree = dict[str, Any]
+
+
+def rehearse(file: Path, overrides: list[str], runs: Path) -> tuple[Path, list[str]]:
+    """(the small recipe's file, what was replaced, in sentences). An earlier dry run's folder is emptied.
+
+    Raises PilgrimError for what is wrong with the recipe, or if something else stands at that place.
+    """
+    recipe = load_recipe(file, overrides)
+    tree = dict(apply_overrides(load_toml(file), overrides))
+    tree["name"] = recipe.name + SUFFIX
+    folder = runs / tree["name"]
+    if folder.exists() and not (folder / MARK).exists():
+        raise PilgrimError(f"{folder} is there and no dry run; give this recipe another name with name=…")
+    shutil.rmtree(folder, ignore_errors=True)
+    said = [_shrink(tree, recipe), *_stand_in(tree, recipe, folder / "stand-ins")]
+    write_atomic(folder / MARK, tomli_w.dumps(tree))
+    return folder / MARK, said
+
+
+def _shrink(tree: Tree, recipe: Recipe) -> str:
+    """Makes network and stages of the tree small, and says so."""
+    window = {"window": WINDOW} if recipe.model.window else {}
+    as_it_is = {key: tree["model"][key] for key in ("tied", "softcap") if key in tree.get("model", {})}
+    tree["model"] = {"depth": DEPTH, "width": WIDTH, "context": CONTEXT, **window, **as_it_is}
+    tree["tokenizer"] = {"vocab_size": min(VOCABULARY, recipe.tokenizer.vocab_size)}
+    tree["runtime"] = {**tree.get("runtime", {}), "compile": "off"}
+    stages = [name for name in TRAINED if recipe.training(name)]
+    for name in stages:
+        settings, steps = recipe.training(name), {"steps": STEPS}
+        if isinstance(settings, MixedSettings) and settings.by_epochs and settings.steps is None:
+            steps = {}  # which are counted, here too
+        left_out = ("grow", "micro_rows", "eval_every", "checkpoint_every")
+        table = {key: value for key, value in tree.get(name, {}).items() if key not in left_out}
+        tree[name] = table | {"rows": BATCH, "warmup": 0} | steps
+    if recipe.midtrain and recipe.midtrain.context:
+        tree["midtrain"]["context"] = 2 * CONTEXT
+    short = {"prompts": ["Once"], "questions": ["Hello!"], "sample_tokens": 4, "reply_tokens": 4}
+    tree["eval"] = {**tree.get("eval", {}), **short, "watch_items": 4, "watch_full": False}
+    return (
+        f"dry run: {DEPTH} layers of width {WIDTH}, {STEPS} steps of each of {', '.join(stages)}, "
+        f"a vocabulary of {tree['tokenizer']['vocab_size']}, no torch.compile"
+    )
+
+
+# Files --------------------------------------------------------------------------------------------
+
+
+def _stand_in(tree: Tree, recipe: Recipe, folder: Path) -> list[str]:
+    """Names small files in the tree in place of its own; says which."""
+    said, of_data = [], tree.setdefault("data", {})
+    for key in ("train", "val", "conversations", "conversations_val"):
+        kind: Kind = "conversations" if key.startswith("conversations") else "text"
+        if key == "conversations" and "chat_train" not in recipe.token_sets():
+            continue  # nobody reads them
+        of_data[key] = names = list(getattr(recipe.data, key))
+        for place, name in enumerate(names):
+            if not name.startswith(NAMED):
+                names[place], whose = _few_rows([name], kind, folder / f"{key}-{place}.jsonl", None)
+                said.append(f"data.{key}: {whose}")
+    if recipe.data.val_share:
+        of_data["val_share"] = max(0.2, recipe.data.val_share)  # some of a few dozen rows
+    for name, settings in recipe.datasets.items():
+        table = tree["datasets"][name]
+        table["limit"] = min(ROWS, settings.limit or ROWS)
+        if settings.files:
+            kind = "text" if settings.kind == "spelling" else settings.kind
+            small, whose = _few_rows(settings.files, kind, folder / f"{name}.jsonl", settings.hub)
+            tree["datasets"][name] = {k: v for k, v in table.items() if k not in ("hub", "revision")}
+            tree["datasets"][name]["files"] = [small]
+            said.append(f"datasets.{name}: {whose}")
+    return said
+
+
+def _few_rows(files: Sequence[str], kind: Kind, to: Path, hub: str | None) -> tuple[str, str]:
+    """(a file with the first rows of the first of `files`, or others if that isn't here; which it has)."""
+    name = files[0]
+    more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    if hub is None and (name.startswith("assets:") or Path(name).expanduser().is_file()):
+        settings = DatasetSettings(kind=kind, files=(name,))
+        rows = [row for _, row in islice(rows_of(find(name), name, settings), ROWS)]
+        whose = f"the first {len(rows)} rows of {name}{more}"
+    else:
+        rows = _stand_ins(kind)
+        whose = f"{len(rows)} made rows, {kind}, instead of {name}{more}{f' of {hub}' if hub else ''}"
+    with explained("written", to):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(to), whose
+
+
+def _stand_ins(kind: Kind) -> list[dict[str, Any]]:
+    """Rows of the shape of a kind: bundled ones, or sums."""
+    if kind in ("text", "conversations"):
+        bundled = find(f"assets:{kind}/train.jsonl.zst")
+        return [row for _, row in islice(read_jsonl_zst(bundled), ROWS)]
+    numbers = range(ROWS)
+    if kind == "mmlu":
+        return [
+            {"question": f"What is {n} + 1?", "choices": [str(n), str(n + 1)], "answer": 1} for n in numbers
+        ]
+    return [
+        {"question": f"What is {n} times 2?", "answer": f"{n}*2 = <<{n}*2={2 * n}>>{2 * n}.\n#### {2 * n}"}
+        for n in numbers
+    ]
