@@ -1,10 +1,10 @@
 """Builds the bundled problems of the reinforcement-learning stage: `python scripts/build_sums.py`.
 
-How many are there now? A little story in which some things come or go, with numbers that nobody can guess, and a
-model too small to add them up, but not too small to give them to the calculator. Each pair of numbers is in one
-story only, and the stories are dealt out: for conversations that show how the calculator is called
-(`conversations/sums.jsonl.zst`), for problems to learn from (`rl/sums.jsonl.zst`), and for problems held out. The
-problems have the form of GSM8K, "question" and "answer", so they are read and graded like those.
+How many are there now? A little story in which some things come or go, with numbers that nobody can guess,
+and a model too small to add them up, but not too small to give them to the calculator. Each pair of numbers
+is in one story only, and the stories are dealt out: for conversations that show how the calculator is called
+(`conversations/sums.jsonl.zst`), for problems to learn from (`rl/sums.jsonl.zst`), and for problems held out.
+The problems have the form of GSM8K, "question" and "answer", so they are read and graded like those.
 
 All choices are drawn from generators seeded by name. Prints the rows for the table of files in SOURCES.md.
 """
@@ -20,7 +20,19 @@ from pilgrim.data.sources import ASSETS
 from story_chat.words import FRIENDS
 
 SHOWN, LEARNED, HELD_OUT = 150, 1500, 200
-THINGS = ("apples", "balls", "birds", "books", "cakes", "cars", "cookies", "eggs", "flowers", "leaves", "shells")
+THINGS = (
+    "apples",
+    "balls",
+    "birds",
+    "books",
+    "cakes",
+    "cars",
+    "cookies",
+    "eggs",
+    "flowers",
+    "leaves",
+    "shells",
+)
 MORE = (
     "{who} has {a} {things}. Then {who} finds {b} more. How many {things} does {who} have now?",
     "There are {a} {things} on the table. {who} brings {b} more. How many {things} are there now?",

@@ -145,14 +145,14 @@ class Engine:
         """Ask for a reply; `step` writes it.
 
         It is over at a token of `stop_ids`, after `sampling.max_tokens`, or when prompt and reply fill the
-        model's context. `index` tells samples of one seed apart. `logit_bias` is added to the scores of
-        some ids; with `top_logprobs` each event tells what the model thought of its token, and of as many
+        model's context. `index` tells samples of one seed apart. `logit_bias` is added to the scores of some
+        ids; with `top_logprobs` each event tells what the model thought of its token, and of as many
         likeliest ones, at the temperature `scores_at`. `until` is told each id, and ends the reply with it by
         saying True, such as at a stop string (stopping.py). `follow` is given the reply after each drawn
         token, and returns ids that come next without being drawn, such as a tool's answer. `grammar` says
-        which tokens may come next, where the reply shall be JSON or the like (constrained.py): such a reply is
-        `ended` only if it is complete; one that could not be followed has `trouble`. What `follow` forces is
-        no part of it.
+        which tokens may come next, where the reply shall be JSON or the like (constrained.py): such a reply
+        is `ended` only if it is complete; one that could not be followed has `trouble`. What `follow` forces
+        is no part of it.
 
         Raises DataError for a prompt that is empty, fills the context by itself (cut it before), or has ids
         that the model doesn't know.

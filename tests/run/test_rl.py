@@ -1,16 +1,23 @@
 """Reinforcement learning as a stage: rounds, their files, resuming in the middle of one, bad rewards."""
 
 import json
+import multiprocessing
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from kill import free_port
 
+from pilgrim.core.console import Console
 from pilgrim.core.errors import DataError, PilgrimError, SettingsError, Stopped
 from pilgrim.core.files import read_json
+from pilgrim.core.processes import joined
 from pilgrim.core.runlog import read_rows
+from pilgrim.stages.journey import run_journey
 
 Walk = Callable[..., Path]
 
@@ -178,3 +185,39 @@ def test_a_missing_file_is_told_before_anything_is_done(walk: Walk, tmp_path: Pa
     with pytest.raises(DataError, match=r"rl.tasks.x names nowhere.jsonl"):
         walk(tmp_path, "rl.steps=3", "rl.tasks.x={prompts='nowhere.jsonl', kind='gsm8k'}")
     assert not (tmp_path / "tiny").exists() or not list((tmp_path / "tiny").glob("*/DONE.json"))
+
+
+# Two processes -------------------------------------------------------------------------------------
+
+
+def one_of_two(rank: int, port: int, recipe: Path, runs: Path, settings: list[str]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    with joined(torch.device("cpu"), timeout_s=100):
+        run_journey(recipe, settings, only="rl", runs=runs, console=Console(quiet=True), accept_changes=True)
+
+
+def test_two_processes_learn_the_same_as_one(walk: Walk, run: Path, recipe: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "two" / "tiny")
+    short = ["rl.steps=2", "rl.updates=1", "rl.eval_every=2", "rl.prompts=5", "rl.replies=3"]
+    learn(walk, run, *short)
+    context = multiprocessing.get_context("spawn")
+    settings, port = [*SETTINGS, tasks_of(tmp_path), *short], free_port()
+    pair = [
+        context.Process(target=one_of_two, args=(rank, port, recipe, other.parent, settings))
+        for rank in range(2)
+    ]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join()
+    assert [process.exitcode for process in pair] == [0, 0]
+    kept = [read_rows(one / "rl" / "rollouts" / "step-000000.jsonl") for one in (run, other)]
+    for first, second in zip(*kept, strict=True):
+        assert first["logprobs"] == pytest.approx(second["logprobs"], abs=1e-5)
+        assert {k: v for k, v in first.items() if k not in ("logprobs", "reference")} == {
+            k: v for k, v in second.items() if k not in ("logprobs", "reference")
+        }
+    rows = [read_rows(one / "rl" / "metrics.jsonl")[0] for one in (run, other)]
+    assert rows[0] == pytest.approx(rows[1], rel=1e-3, abs=1e-5)
