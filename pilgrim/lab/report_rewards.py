@@ -1,8 +1,9 @@
 """What reinforcement learning did: a few curves of its steps, and rollouts to be read.
 
 A step's row of metrics.jsonl has what its round was like and how far the model has moved (train/rollouts.py,
-train/policy.py); an evaluation's row has the share of held-out problems that were solved. The replies themselves
-lie in `rollouts/`, a file for each round: of the first and the last one, the best and the worst are shown.
+train/policy.py); an evaluation's row has the share of held-out problems that were solved. The replies
+themselves lie in `rollouts/`, a file for each round: of the first and the last one, the best and the worst
+are shown.
 """
 
 from collections.abc import Sequence
