@@ -42,7 +42,6 @@ from pilgrim.train.parallel import plain_copy
 from pilgrim.train.rollouts import Rollout, batch_of, from_row, learned_from, told
 
 CUT_OFF = "cut off"
-LAST_TRY = 8  # so many times a round's prompts, and there must be something to learn
 
 Asked = tuple[Posed, Problem]
 
@@ -151,6 +150,7 @@ class Rounds:
         self.tasks, self.folder, self.context = tasks, folder, context
         self.reference: Transformer | None = None  # that is pulled towards
         self.model: Transformer | None = None  # that learns
+        self._warned = False
 
     def at(self, context: int) -> "Rounds":
         """Rows have one length."""
@@ -185,9 +185,9 @@ class Rounds:
         seed = self.runtime.seed_for("rollouts", number)
         stream = self.prompts.after(next_prompts)
         found: list[Rollout] = []
-        for attempt in range(max(settings.tries, LAST_TRY)):
+        for attempt in range(settings.tries):
             kept = len(learned_from(found, settings.divide_by_std))
-            if kept == settings.prompts or (kept and attempt >= settings.tries):
+            if kept == settings.prompts:
                 break
             asked = [next(stream) for _ in range(settings.prompts - kept)]
             first = 1 + found[-1].group if attempt else 0
@@ -210,7 +210,7 @@ class Rounds:
         return [_telling(batch, facts) for batch in batches] * settings.passes
 
     def _tell_failures(self, rollouts: list[Rollout], number: int) -> None:
-        """What could not be graded is told, and that nothing can be learned. Raises PilgrimError for that."""
+        """Tell what could not be graded, and the first time that a round teaches nothing."""
         failed = _failed(rollouts)
         if failed:
             counts = {"replies": len(failed), "of": len(rollouts)}
@@ -221,11 +221,14 @@ class Rounds:
             )
         if not learned_from(rollouts, self.settings.divide_by_std):
             mean = told(rollouts)["reward"]
-            raise PilgrimError(
-                f"step {number}: all replies to each of {1 + rollouts[-1].group} prompts had the same reward "
-                f"(mean {mean:.3g}), so nothing can be learned from them; give problems that are "
-                + ("harder, or a smaller rl.steps" if mean > 0.5 else "easier, or more replies")
-            )
+            self.writer.log.event("nothing_to_learn", step=number, reward=mean)
+            if not self._warned:
+                self._warned = True
+                self.writer.console.say(
+                    f"step {number}: all replies to the same prompt had the same reward (mean {mean:.3g}), so "
+                    "nothing is learned from them; if that goes on, give problems that are "
+                    + ("harder" if mean > 0.5 else "easier, or more replies")
+                )
 
     def _refuse_none(self, rollouts: list[Rollout]) -> None:
         """Raises PilgrimError if no reply of the round has a reward."""

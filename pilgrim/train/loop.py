@@ -234,7 +234,8 @@ class Loop:
         with record_function("pilgrim.optimizer"):
             verdict = self.health.judge(result.loss, result.gradient_norm)
             try:
-                parts.optimizers.step(multiplier, momentum, verdict.take)
+                if batch.trained_tokens:  # else momentum alone would move the weights
+                    parts.optimizers.step(multiplier, momentum, verdict.take)
             except torch.OutOfMemoryError:  # some weights have moved: this can't be done again
                 raise too_little("none was left for the optimizers' step") from None
         tokens = batch.tokens

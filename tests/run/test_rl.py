@@ -17,6 +17,7 @@ from pilgrim.core.errors import DataError, PilgrimError, SettingsError, Stopped
 from pilgrim.core.files import read_json
 from pilgrim.core.processes import joined
 from pilgrim.core.runlog import read_rows
+from pilgrim.infer.load import load_model
 from pilgrim.stages.journey import run_journey
 
 Walk = Callable[..., Path]
@@ -163,6 +164,17 @@ def test_if_all_fail_the_stage_ends_with_a_sentence(walk: Walk, run: Path, tmp_p
         learn(walk, run)
 
 
+def test_where_all_are_equally_good_no_weight_moves(walk: Walk, run: Path, tmp_path: Path) -> None:
+    rows = [json.dumps({"prompt": f"? {i}", "regex": "never said"}) + "\n" for i in range(PROMPTS)]
+    (tmp_path / "never.jsonl").write_text("".join(rows))
+    never = f"rl.tasks={{never = {{prompts = '{tmp_path}/never.jsonl', kind = 'questions', tools = true}}}}"
+    settings = [*SETTINGS, "rl.steps=2", "rl.prompts=2", "rl.updates=1", "rl.replies=2", "rl.kl=0", never]
+    walk(run.parent, *settings, only="rl", accept_changes=True)
+    assert [row["groups_dropped"] for row in read_rows(run / "rl" / "metrics.jsonl")] == [1.0, 1.0]
+    before, after = (load_model(run / stage).weights() for stage in ("sft", "rl"))
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
 @pytest.mark.parametrize(
     ("settings", "why"),
     [
@@ -170,7 +182,7 @@ def test_if_all_fail_the_stage_ends_with_a_sentence(walk: Walk, run: Path, tmp_p
         (["rl.tasks.x={prompts='a.jsonl'}"], r"needs a reward"),
         (["rl.tasks.x={prompts='a.jsonl', kind='gsm8k', reward='r.py'}"], r"grades by itself"),
         (
-            ["rl.tasks.x={prompts='a.jsonl', kind='gsm8k'}", "rl.prompts=2", "rl.updates=3"],
+            ["rl.tasks.x={prompts='a.jsonl', kind='gsm8k'}", "rl.prompts=2", "rl.updates=3", "rl.steps=2"],
             r"3 parts can't be made",
         ),
         (["rl.tasks.x={prompts='a.jsonl', kind='gsm8k'}"], r"rl.steps is missing"),
@@ -198,6 +210,7 @@ def one_of_two(rank: int, port: int, recipe: Path, runs: Path, settings: list[st
         run_journey(recipe, settings, only="rl", runs=runs, console=Console(quiet=True), accept_changes=True)
 
 
+@pytest.mark.timeout(400)
 def test_two_processes_learn_the_same_as_one(walk: Walk, run: Path, recipe: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "two" / "tiny")
     short = ["rl.steps=2", "rl.updates=1", "rl.eval_every=2", "rl.prompts=5", "rl.replies=3"]
