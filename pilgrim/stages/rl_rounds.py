@@ -225,8 +225,8 @@ class Rounds:
             if not self._warned:
                 self._warned = True
                 self.writer.console.say(
-                    f"step {number}: all replies to the same prompt had the same reward (mean {mean:.3g}), so "
-                    "nothing is learned from them; if that goes on, give problems that are "
+                    f"step {number}: all replies to the same prompt had the same reward (mean {mean:.3g}), "
+                    "so nothing is learned from them; if that goes on, give problems that are "
                     + ("harder" if mean > 0.5 else "easier, or more replies")
                 )
 
