@@ -72,7 +72,7 @@ def table(results: Sequence[Mapping[str, Any]], main_only: bool) -> list[str]:
             cells = [first["name"], stage, shown(mean, first["kind"]), around(mean, reach, first["kind"])]
             if stage in first["changes"]:
                 mean, reach = mean_and_reach([m["changes"][stage]["difference"] for m in measures])
-                sure = "**" if abs(mean) > reach else ""
+                sure = "**" if abs(mean) > reach > 0 else ""
                 cells.append(f"{sure}{shown(mean, first['kind'], '+')}{sure}")
                 cells.append(around(mean, reach, first["kind"], "+"))
             else:
@@ -82,7 +82,13 @@ def table(results: Sequence[Mapping[str, Any]], main_only: bool) -> list[str]:
 
 
 def around(mean: float, reach: float, kind: str, sign: str = "") -> str:
-    return f"{shown(mean - reach, kind, sign)} to {shown(mean + reach, kind, sign)}"
+    """The interval. Runs that are all alike have none that could be known; a share ends at 0 and 1."""
+    if reach == 0:
+        return "all alike"
+    low, high = mean - reach, mean + reach
+    if kind == "share" and not sign:
+        low, high = max(0.0, low), min(1.0, high)
+    return f"{shown(low, kind, sign)} to {shown(high, kind, sign)}"
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """`pilgrim chat`: talk with a trained model in the terminal."""
 
 import secrets
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -40,6 +40,10 @@ def chat(
     seed: Annotated[
         int | None, typer.Option(help="The same seed, the same replies. Left out: others.")
     ] = None,
+    weights: Annotated[
+        Literal["full", "int8", "int4", "fp8"],
+        typer.Option(help="Weights of fewer bits: sooner written, a little worse."),
+    ] = "full",
     say: Annotated[
         list[str] | None,
         typer.Option(metavar="TEXT", help="Print the reply to this and end; can be repeated."),
@@ -66,7 +70,10 @@ def chat(
     }
     sampling = build(Sampling, dials, "pilgrim chat")
     if not say:
-        terminal.chat(folder, sampling=sampling, system=system, python=python)
+        terminal.chat(folder, sampling=sampling, system=system, python=python, weights=weights)
         return
-    for prompt, reply in terminal.exchanges(folder, say, sampling=sampling, system=system, python=python):
+    exchanges = terminal.exchanges(
+        folder, say, sampling=sampling, system=system, python=python, weights=weights
+    )
+    for prompt, reply in exchanges:
         typer.echo(f"> {prompt}\n{reply}\n")

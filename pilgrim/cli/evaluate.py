@@ -1,7 +1,7 @@
 """`pilgrim eval`: measure a trained model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -99,6 +99,10 @@ def eval_command(
             help="Bits per byte of this .txt, .md, .jsonl or .jsonl.zst file instead; can be repeated.",
         ),
     ] = None,
+    weights: Annotated[
+        Literal["full", "int8", "int4", "fp8"],
+        typer.Option(help="With --text: what weights of fewer bits cost."),
+    ] = "full",
 ) -> None:
     """Measure a trained model: bits per byte, behaviour in a chat, and questions with known answers.
 
@@ -152,6 +156,10 @@ def eval_command(
     from pilgrim.stages.evaluate import evaluate_run
     from pilgrim.stages.folder import evaluate_folder
 
+    if weights != "full" and not text:
+        raise PilgrimError(
+            "--weights goes with --text, which tells what the rounding costs; name a file to measure on"
+        )
     if text:
         if hf is not None:
             raise PilgrimError("--text needs a run; with --hf there are the suites core and chat")
@@ -159,7 +167,7 @@ def eval_command(
             raise PilgrimError(
                 "--text measures bits per byte and nothing else; leave the other options out, or call twice"
             )
-        bits.evaluate_text(folder, text)
+        bits.evaluate_text(folder, text, weights=weights)
         return
     asked = ["behaviour", "core", "chat"] if suite == "all" else [suite]
     if hf is not None:

@@ -121,6 +121,10 @@ def bench(
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 5,
+    weights: Annotated[
+        Literal["full", "int8", "int4", "fp8"],
+        typer.Option(help="Our weights in 8 or 4 bits; transformers keeps them whole."),
+    ] = "full",
 ) -> None:
     """Measure how fast a trained model reads and writes: 1, 8 and 64 texts together.
 
@@ -130,4 +134,4 @@ def bench(
     folder = find_run(run)
     from pilgrim.stages.bench import bench_infer
 
-    bench_infer(folder, prompt=prompt, tokens=tokens, rounds=rounds)
+    bench_infer(folder, prompt=prompt, tokens=tokens, rounds=rounds, weights=weights)

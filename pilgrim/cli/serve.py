@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pilgrim.cli.base import app, examples, find_run, guarded, trained_runs
+from pilgrim.cli.base import RUNS, app, examples, find_run, guarded, trained_runs
 
 
 @app.command(
@@ -15,7 +15,7 @@ from pilgrim.cli.base import app, examples, find_run, guarded, trained_runs
         ("pilgrim serve pocket --port 9000", "one run, at another port"),
         ("PILGRIM_KEY=secret pilgrim serve --host 0.0.0.0 --api-key-env PILGRIM_KEY", "for others, too"),
         (
-            "curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d "
+            "curl http://127.0.0.1:8000/v1/chat/completions --json "
             '\'{"model": "pocket", "messages": [{"role": "user", "content": "Hello!"}]}\'',
             "ask it",
         ),
@@ -45,12 +45,17 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="Write down what is asked and answered, as JSON Lines."),
     ] = None,
+    chats: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where the page keeps its chats, as an SQLite file.")
+    ] = RUNS / "chats.sqlite",
+    no_chats: Annotated[bool, typer.Option("--no-chats", help="The page keeps no chats.")] = False,
 ) -> None:
-    """Serve trained models over HTTP, as OpenAI does: for its client libraries, and whatever uses them.
+    """Serve trained models: a page to chat with, and OpenAI's API for its client libraries.
 
     Paths: /v1/chat/completions, /v1/completions, /v1/models, /health, /metrics; /openapi.json describes them.
     A model is a run (pocket), its stage (pocket:pretrain), or a checkpoint of that (pocket:pretrain@1200).
-    It is loaded when it is first asked for. Chats are written down only if --log-chats says where.
+    It is loaded when it is first asked for. The page, at /, keeps its own chats, for you to find again; what
+    programs ask is written down only if --log-chats says where.
     """
     folders = [find_run(run) for run in runs] if runs else trained_runs()
     from pilgrim.serve.start import start
@@ -65,5 +70,6 @@ def serve(
         kept=models,
         max_body_mb=max_body_mb,
         log_chats=log_chats,
+        chats=None if no_chats else chats,
         say=typer.echo,
     )

@@ -37,8 +37,8 @@ def synth(
     """Make conversations to train on: asked for, filtered, judged, without copies, with the cost counted.
 
     The writer is any server that speaks OpenAI's language ([endpoint]: a provider's, vLLM, llama.cpp,
-    Ollama), or a model that was trained here ([run]). It is asked prompts with slots that are filled from
-    lists and files, or questions with known answers, of which only right replies are kept.
+    Ollama, `pilgrim serve`), or a model that was trained here ([run]). It is asked prompts with slots that
+    are filled from lists and files, or questions with known answers, of which only right replies are kept.
 
     It can be killed at any moment, and goes on where it was: no answer is paid for twice. Prompts leave this
     machine only if the recipe names a server elsewhere, and only after a yes.

@@ -3,7 +3,7 @@
     {"messages": [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello!"}]}
 
 One object a line, in a .jsonl or .jsonl.zst file. An optional "source" says where the conversation comes
-from. Calls of tools have the shape of OpenAI's API, with "tools" beside the messages (text/chat.py). A text
+from. Calls of tools have the shape of OpenAI's API, with "tools" beside the messages (text/rows.py). A text
 that spells control tokens is text like any other. What can't be meant is refused, with file and line: a
 message without words, one as long as a book, a user whom nobody answers.
 
@@ -57,7 +57,7 @@ def conversation_of(row: dict[str, Any], place: str, source: str) -> Conversatio
 
 
 def _check_can_be_learned(messages: Sequence[Message], place: str) -> None:
-    """Raises DataError for what is in order (text/chat.py), and still can't be what somebody wants taught."""
+    """Raises DataError for what is in order (text/messages.py), and still can't be meant to be taught."""
     if not any(message.role == "assistant" for message in messages):
         raise DataError(
             f"{place}: no message of the assistant, so nothing to learn; add one, or drop the row"

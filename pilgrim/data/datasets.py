@@ -61,7 +61,7 @@ class DatasetSettings(Settings):
         "refuse", description="what is done about a row that can't be used; skipped ones are counted and told"
     )
     name: str = Field("Pip", description="of identity: what the model is called")
-    maker: str = Field("you", description="of identity: who made it")
+    maker: str = Field("a person with a computer", description="of identity: who made it")
     about: str = Field("I am a small language model.", description="of identity: what it is, in a sentence")
 
     @property
@@ -82,6 +82,10 @@ class DatasetSettings(Settings):
                 f"{place}.seed = {self.seed} draws some of all rows, but no limit says how many; "
                 "every epoch has an order of its own anyway, so leave it out, or write a limit"
             )
+        if self.hub and self.kind in MADE:
+            return f"{place}.hub: {self.kind} is made here, and reads nothing of the hub; leave it out"
+        if self.bad_rows == "skip" and (self.is_text or self.kind in MADE):
+            return f'{place}.bad_rows = "skip" is for kinds with conversations in their rows; leave it out'
         if (self.hub is None) != (self.revision is None):
             given, missing = ("hub", "revision") if self.hub else ("revision", "hub")
             return f"{place}.{missing} is missing, and {place}.{given} needs it; write both, or neither"

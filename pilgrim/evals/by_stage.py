@@ -10,6 +10,10 @@ item, and the interval is that of the items' differences:
 
 All intervals are of 95%. They tell of the items: had others been drawn, what might have come out? They do not
 tell of training: had the seed been another one, would the stage have done the same? Only several runs do.
+
+Where a stage's rows are longer than those of the stage before, its model can read prompts that the other one
+can't. Then shares, tasks in which a prompt was cut, and their mean have no difference, as they were asked
+other things.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pilgrim.core.errors import DataError
 from pilgrim.evals.behaviour import Share
 from pilgrim.evals.compare import compare
 from pilgrim.evals.compression import bits
@@ -119,8 +124,9 @@ def share_measure(
         share = Share(sum(hit), len(hit))
         measure.values[stage] = Value(share.share, share.standard_error, share.n)
     for since, stage in pairwise(hits):
-        found = paired(hits[since], hits[stage])
-        measure.changes[stage] = Change(since, found.difference, *found.interval)
+        if len(hits[since]) == len(hits[stage]):  # else one of them could not read some
+            found = paired(hits[since], hits[stage])
+            measure.changes[stage] = Change(since, found.difference, *found.interval)
     return measure
 
 
@@ -139,10 +145,14 @@ def suite_measures(suite: Literal["chat", "core"], results: Mapping[str, Mapping
         for name, task in result["tasks"].items():
             tasks[name].values[stage] = Value(task["accuracy"], task["standard_error"], task["n"])
     for since, stage in pairwise(results):
-        found = compare(results[since], results[stage])
+        try:
+            found = compare(results[since], results[stage])
+        except DataError:  # the two contexts cut some prompt of every task
+            continue
         reach = Z95 * found.standard_error
         low, high = found.difference - reach, found.difference + reach
-        mean.changes[stage] = Change(since, found.difference, low, high)
+        if not found.left_out:
+            mean.changes[stage] = Change(since, found.difference, low, high)
         for name, pair in found.tasks.items():
             tasks[name].changes[stage] = Change(since, pair.difference, *pair.interval)
     return [*([mean] if mean.values else []), *tasks.values()]

@@ -16,6 +16,7 @@ from pilgrim.core.files import read_json, sha256_file
 from pilgrim.core.runtime import Runtime
 from pilgrim.core.stages import TRAINED
 from pilgrim.infer.engine import Engine
+from pilgrim.infer.quantized import Weights
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.transformer import Transformer
 from pilgrim.text.tokenizer import Tokenizer
@@ -86,8 +87,10 @@ def load_engine(
     step: int | None = None,
     record: bool = False,
     lookup: bool = False,
+    weights: Weights = "full",
 ) -> Engine:
-    """An engine for a stage's newest model, or that of `step`; `rows`, `record`, `lookup` as for `Engine`.
+    """An engine for a stage's newest model, or that of `step`; the others as for
+    `Engine`.
 
     Raises DataError if the model was trained with another tokenizer, else as `load_model`.
     """
@@ -97,4 +100,4 @@ def load_engine(
             f"{stage_folder}: the model has {model.config.vocab_size} tokens, but the tokenizer "
             f"{tokenizer.vocab_size}; use the tokenizer of the same run"
         )
-    return Engine(model, runtime, rows, record=record, lookup=lookup)
+    return Engine(model, runtime, rows, record=record, lookup=lookup, weights=weights)

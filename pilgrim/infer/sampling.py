@@ -35,6 +35,7 @@ from torch import Tensor
 
 from pilgrim.core.config import Settings
 
+COLDEST = 1e-30  # what is less would be rounded to 0 in fp32, and divided by
 LONGEST_REPETITION = 50  # tokens that DRY follows back: by then the penalty is larger than any score
 
 
@@ -132,7 +133,7 @@ def penalized(scores_bv: Tensor, recent: Sequence[Sequence[int]], samplings: Seq
 
 def probabilities(scores_bv: Tensor, samplings: Sequence[Sampling]) -> Tensor:
     """What is drawn from: [b, v], sums to 1, and 0 for what was filtered out. Temperature 0 counts as 1."""
-    temperature = _dial([s.temperature or 1.0 for s in samplings], scores_bv)
+    temperature = _dial([max(s.temperature, COLDEST) if s.temperature else 1.0 for s in samplings], scores_bv)
     # The largest score becomes 0 first: divided by a tiny temperature, it would overflow.
     scores_bv = (scores_bv - scores_bv.amax(dim=-1, keepdim=True)) / temperature
     if any(s.top_k is not None for s in samplings):
@@ -195,6 +196,7 @@ def _keep_top_p(scores_bv: Tensor, p: float | Tensor) -> Tensor:
     ordered_bv, order_bv = scores_bv.sort(dim=-1, descending=True, stable=True)
     probs_bv = ordered_bv.softmax(dim=-1)
     reached_before = (probs_bv.cumsum(dim=-1) - probs_bv) >= p
+    reached_before[..., 0] = False  # even where p is rounded to 0
     return scores_bv.masked_fill(reached_before.scatter(-1, order_bv, reached_before), float("-inf"))
 
 

@@ -23,7 +23,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from pilgrim.core.errors import SettingsError
 from pilgrim.infer import sandbox
 from pilgrim.infer.calculator import calculator
 from pilgrim.infer.sandbox import Limits
@@ -70,9 +69,8 @@ def run_python(code: str) -> str:
 
 
 def tools_with_python() -> dict[str, Tool]:
-    """The calculator, and Python. Raises SettingsError where programs can't be run safely."""
-    if (why := sandbox.refusal()) is not None:
-        raise SettingsError(f"the Python tool: {why}")
+    """The calculator, and Python, if the sandbox runs here. Raises SandboxError if it doesn't."""
+    sandbox.run("pass")  # tried now, and not in the middle of a reply
     return {**ALWAYS, PYTHON: run_python}
 
 

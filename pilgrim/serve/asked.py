@@ -8,6 +8,7 @@ Ours, beside OpenAI's: `top_k`, `min_p`, `repetition_penalty`, `penalty_window` 
 explains them).
 """
 
+import asyncio
 import json
 import secrets
 from typing import Annotated, Any, Literal, TypeVar
@@ -229,11 +230,28 @@ class AskedChat(Asked):
 B = TypeVar("B", bound=Body)
 
 
-async def read_body(request: Request, kind: type[B], most_bytes: int) -> B:
-    """The request's body, checked. Raises Refusal: 413 if it is too large, 415 if it isn't called JSON."""
+async def read_body(request: Request, kind: type[B], most_bytes: int, most_s: float) -> B:
+    """The request's body, checked.
+
+    Raises Refusal: 408 if it takes too long to come, 413 if it is too large, 415 if it isn't called JSON.
+    """
     # A web page can send text/plain to any server without asking, but JSON only to one that allows it (CORS).
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refusal("send the body as JSON, with the header Content-Type: application/json", status=415)
+    try:
+        async with asyncio.timeout(most_s):
+            data = await _all_of(request, most_bytes)
+    except TimeoutError:
+        raise Refusal(
+            f"the body has not come within {most_s:.0f} seconds; send it faster", status=408
+        ) from None
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        raise of_invalid(error) from None
+
+
+async def _all_of(request: Request, most_bytes: int) -> bytes:
     data = bytearray()
     async for part in request.stream():
         if len(data) + len(part) > most_bytes:
@@ -243,10 +261,7 @@ async def read_body(request: Request, kind: type[B], most_bytes: int) -> B:
                 status=413,
             )
         data += part
-    try:
-        return kind.model_validate_json(bytes(data))
-    except ValidationError as error:
-        raise of_invalid(error) from None
+    return bytes(data)
 
 
 def as_json(value: Any) -> str:

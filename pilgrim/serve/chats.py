@@ -25,7 +25,8 @@ from pilgrim.text.tokenizer import Tokenizer
 
 async def chat(request: Request, office: Office) -> Response:
     """Raises Refusal."""
-    asked = await read_body(request, AskedChat, office.settings.max_body_bytes)
+    settings = office.settings
+    asked = await read_body(request, AskedChat, settings.max_body_bytes, settings.stall_s)
     async with office.models.borrowed(asked.model) as model:
         exchange = await _begin(asked, model)
     return await answer(request, office, exchange)

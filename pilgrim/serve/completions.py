@@ -39,7 +39,8 @@ class Prompt:
 
 async def complete(request: Request, office: Office) -> Response:
     """Raises Refusal."""
-    asked = await read_body(request, AskedCompletion, office.settings.max_body_bytes)
+    settings = office.settings
+    asked = await read_body(request, AskedCompletion, settings.max_body_bytes, settings.stall_s)
     async with office.models.borrowed(asked.model) as model:
         exchange = await _begin(asked, model)
     return await answer(request, office, exchange)

@@ -23,6 +23,7 @@ from pilgrim.core.runtime import Runtime
 from pilgrim.core.stages import CHAT
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.load import load_engine, load_tokenizer, newest_stage
+from pilgrim.infer.quantized import Weights
 from pilgrim.infer.sampling import Sampling
 from pilgrim.infer.tools import ToolUse, tools_with_python
 from pilgrim.text.calls import CALL, END_OF_CALL, END_OF_RESPONSE, MARKS, RESPONSE
@@ -190,6 +191,7 @@ def open_conversation(
     on_damage: Callable[[str], None],
     system: str | None = None,
     python: bool = False,
+    weights: Weights = "full",
 ) -> tuple[Conversation, str]:
     """A conversation with the last trained stage of a run, and that stage's name.
 
@@ -205,6 +207,8 @@ def open_conversation(
                 "let `pilgrim run` go on to sft"
             )
     tools = ToolUse(tokenizer, tools_with_python()) if python else None
-    engine = load_engine(run_folder / stage, tokenizer, runtime, rows=1, on_damage=on_damage, lookup=True)
+    engine = load_engine(
+        run_folder / stage, tokenizer, runtime, rows=1, on_damage=on_damage, lookup=True, weights=weights
+    )
     kind = Conversation if stage in CHAT else Continuation
     return kind(engine, tokenizer, system, tools), stage

@@ -12,7 +12,7 @@ from pilgrim.serve.metrics import Metrics
 from pilgrim.serve.refusals import Refusal
 from pilgrim.serve.settings import LOOPBACK, ServeSettings
 
-OPEN = {"/health"}
+OPEN = {"/", "/health"}  # and the page's files, with which it can ask a person for the key
 
 
 class Door:
@@ -43,7 +43,8 @@ class Door:
                 status=403,
             )
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        if path not in OPEN and not self._settings.opened_by(key if scheme.lower() == "bearer" else ""):
+        open_to_all = path in OPEN or path.startswith("/page/")
+        if not open_to_all and not self._settings.opened_by(key if scheme.lower() == "bearer" else ""):
             return Refusal(
                 "the API key is missing or wrong; send the header Authorization: Bearer KEY",
                 status=401,

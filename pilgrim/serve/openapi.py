@@ -20,6 +20,7 @@ REFUSALS = {
     401: "no API key, or a wrong one",
     403: "asked by a name that is not this machine's",
     404: "no such model",
+    408: "the body did not come in time",
     413: "the body is too large",
     415: "the body is not JSON",
     429: "all places are taken; Retry-After says when to come again",
@@ -68,7 +69,7 @@ def takes(kind: type[Body]) -> dict[str, Any]:
 
 def gives_answers() -> dict[int | str, dict[str, Any]]:
     """The responses of a path that has a model write."""
-    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    stream: dict[str, Any] = {"text/event-stream": {}}
     fine = {"model": Answer, "description": "whole, or with stream = true as events", "content": stream}
     return {200: fine, **refusals()}
 

@@ -34,7 +34,9 @@ from pilgrim.serve.chats import chat
 from pilgrim.serve.completions import complete
 from pilgrim.serve.door import Door
 from pilgrim.serve.events import Gone
+from pilgrim.serve.history import Chats
 from pilgrim.serve.openapi import description_of, gives_answers, refusals, takes
+from pilgrim.serve.page_routes import add_page
 from pilgrim.serve.refusals import Refusal, on_refusal, our_fault
 from pilgrim.serve.settings import Office, ServeSettings
 
@@ -62,6 +64,7 @@ def create_app(models: Models, settings: ServeSettings) -> FastAPI:
     _add_models(app, models)
     _add_writing(app, Office(models, settings))
     _add_looking(app, models)
+    add_page(app, Chats(settings.chats) if settings.chats else None)
     _add_refusals(app)
     app.openapi = description_of(app)  # type: ignore[method-assign]
     paths = {path for route in app.routes if (path := getattr(route, "path", None))}
@@ -73,13 +76,13 @@ def create_app(models: Models, settings: ServeSettings) -> FastAPI:
 
 
 def _add_models(app: FastAPI, models: Models) -> None:
-    @app.get("/v1/models", responses=refusals(400, 404, 413, 415, 429))
+    @app.get("/v1/models", responses=refusals(400, 404, 408, 413, 415, 429))
     async def list_models() -> dict[str, Any]:
         """What can be asked for."""
         entries = await asyncio.to_thread(models.listed)
         return {"object": "list", "data": [_model(name, entry, models) for name, entry in entries.items()]}
 
-    @app.get("/v1/models/{name:path}", responses=refusals(400, 413, 415, 429))
+    @app.get("/v1/models/{name:path}", responses=refusals(400, 408, 413, 415, 429))
     async def one_model(name: str) -> dict[str, Any]:
         """One of them."""
         return _model(name, models.find(name), models)
@@ -105,12 +108,12 @@ def _add_writing(app: FastAPI, office: Office) -> None:
 
 
 def _add_looking(app: FastAPI, models: Models) -> None:
-    @app.get("/health", responses=refusals(400, 401, 404, 413, 415, 429))
+    @app.get("/health", responses=refusals(400, 401, 404, 408, 413, 415, 429))
     async def health() -> dict[str, str]:
         """Whether it is there."""
         return {"status": "ok"}
 
-    @app.get("/metrics", response_class=Response, responses=refusals(400, 404, 413, 415, 429))
+    @app.get("/metrics", response_class=Response, responses=refusals(400, 404, 408, 413, 415, 429))
     async def metrics() -> Response:
         """For Prometheus."""
         return Response(models.metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
@@ -181,5 +184,6 @@ def serve(models: Models, settings: ServeSettings, say: Callable[[str], None]) -
     """Serves until it is stopped. `say` is told where. Raises PilgrimError."""
     door = bound(settings)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
-    say(f"{', '.join(models.runs)} at http://{name}:{door.getsockname()[1]}/v1 (Ctrl-C stops)")
+    address = f"http://{name}:{door.getsockname()[1]}"
+    say(f"{', '.join(models.runs)}: chat at {address}, or ask {address}/v1 (Ctrl-C stops)")
     Server(models, settings).run([door])

@@ -21,8 +21,9 @@ class ServeSettings:
     port: int = 8000
     api_key: str | None = field(default=None, repr=False)
     max_body_bytes: int = 4 * 2**20
-    stall_s: float = 60.0  # that a client may read nothing
+    stall_s: float = 60.0  # that a client may read nothing, or take to send a body
     log_chats: Path | None = None  # where to; None: nowhere
+    chats: Path | None = None  # the page's (history.py); None: it keeps none
 
     @property
     def local(self) -> bool:

@@ -26,6 +26,7 @@ def start(
     kept: int,
     max_body_mb: float,
     log_chats: Path | None,
+    chats: Path | None,
     say: Callable[[str], None],
 ) -> None:
     """Serves these runs until it is stopped; see `pilgrim serve --help`. Raises PilgrimError."""
@@ -38,6 +39,7 @@ def start(
         api_key=_key(api_key_env),
         max_body_bytes=round(max_body_mb * 2**20),
         log_chats=log_chats,
+        chats=chats,
     )
     if log_chats is not None:
         with explained("written", log_chats):

@@ -36,9 +36,10 @@ from pilgrim.core.runtime import GB, Runtime
 from pilgrim.export.huggingface import export_weights
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.load import load_model, newest_stage
+from pilgrim.infer.quantized import Weights, bits_per_weight
 from pilgrim.infer.sampling import Sampling
 from pilgrim.model.config import ModelConfig
-from pilgrim.model.count import parameters, weight_bytes
+from pilgrim.model.count import parameters
 from pilgrim.model.transformer import Transformer
 from pilgrim.stages.journey import only_writer
 from pilgrim.stages.recipe import Recipe
@@ -61,6 +62,7 @@ class Row:
 
     texts: int
     dtype: str
+    weights: Weights
     ours: Speed
     theirs: Speed | None
     bytes_per_step: int
@@ -75,6 +77,7 @@ def bench_infer(
     prompt: int | None = None,
     tokens: int = 32,
     rounds: int = 5,
+    weights: Weights = "full",
     console: Console | None = None,
 ) -> list[Row]:
     """Measure a run's newest model with prompts of `prompt` tokens (None: half its context); the rows also
@@ -96,7 +99,8 @@ def bench_infer(
         length = min(prompt or context // 2, context - tokens - 1)
         console.stage("bench", f"{stage}, prompts of {length} tokens, {tokens} written")
         rows = [
-            _measure(model, tokenizer, runtime, texts, length, tokens, rounds, console) for texts in BATCHES
+            _measure(model, tokenizer, runtime, texts, length, tokens, rounds, weights, console)
+            for texts in BATCHES
         ]
         (folder / "bench").mkdir(exist_ok=True)
         write_json_atomic(folder / "bench" / "infer.json", [asdict(row) for row in rows])
@@ -112,8 +116,9 @@ def table(rows: Sequence[Row], length: int) -> list[str]:
         f"{'weights':>9} {'cache':>9}   transformers' first token and step, and how many times ours"
     ]
     for row in rows:
+        form = row.dtype if row.weights == "full" else row.weights
         line = (
-            f"{row.texts:5} {row.dtype:>8} {row.ours.read_s * 1e3:9.1f} ms {row.ours.step_s * 1e3:5.2f} ms "
+            f"{row.texts:5} {form:>8} {row.ours.read_s * 1e3:9.1f} ms {row.ours.step_s * 1e3:5.2f} ms "
             f"{row.texts / row.ours.step_s:9,.0f} {row.bandwidth_share:12.0%} "
             f"{row.weight_bytes / GB:6.3f} GB {row.cache_bytes / GB:6.3f} GB   "
         )
@@ -126,12 +131,15 @@ def table(rows: Sequence[Row], length: int) -> list[str]:
     return lines
 
 
-def bytes_per_step(config: ModelConfig, dtype: torch.dtype, texts: int, length: int) -> int:
+def bytes_per_step(
+    config: ModelConfig, dtype: torch.dtype, texts: int, length: int, weights: Weights = "full"
+) -> int:
     """What has to be read to write a token for each of `texts` texts of `length` tokens."""
     multiplied = parameters(config).matrices + config.vocab_size * config.width
     looked_at = sum(min(length, window or length) for window in config.windows)
     key_and_value = 2 * config.kv_heads * config.head_size
-    return (multiplied + texts * looked_at * key_and_value) * dtype.itemsize
+    of_weights = multiplied * bits_per_weight(weights, dtype) // 8
+    return of_weights + texts * looked_at * key_and_value * dtype.itemsize
 
 
 def _measure(
@@ -142,9 +150,10 @@ def _measure(
     length: int,
     tokens: int,
     rounds: int,
+    weights: Weights,
     console: Console,
 ) -> Row:
-    engine = Engine(model, runtime, rows=texts, record=True)
+    engine = Engine(model, runtime, rows=texts, record=True, weights=weights)
     draw = torch.Generator().manual_seed(texts)
 
     def prompts() -> list[list[int]]:  # new ones each time, or their beginnings would be in the cache
@@ -162,18 +171,24 @@ def _measure(
         _medians(speeds[1:]) if speeds else None for speeds in measured.values()
     )  # first: warming up
     assert ours is not None
-    needed = bytes_per_step(model.config, engine.dtype, texts, length + tokens // 2)
+    needed = bytes_per_step(model.config, engine.dtype, texts, length + tokens // 2, weights)
     bandwidth = peaks.measured(runtime.device, engine.dtype).copy_bytes_per_s
     return Row(
         texts,
         str(engine.dtype).removeprefix("torch."),
+        weights,
         ours,
         peer,
         needed,
         needed / bandwidth / ours.step_s,
-        weight_bytes(model.config, engine.dtype),
+        _bytes_of(engine.model),
         engine.cache_bytes,
     )
+
+
+def _bytes_of(model: Transformer) -> int:
+    held = {each.data_ptr(): each.nbytes for each in (*model.parameters(), *model.buffers())}
+    return sum(held.values())
 
 
 def _medians(speeds: Sequence[Speed]) -> Speed:

@@ -22,6 +22,7 @@ from pilgrim.data.shards import in_memory
 from pilgrim.data.sources import read_documents
 from pilgrim.evals.compression import as_json, bits, by_source
 from pilgrim.infer.load import load_model, newest_stage
+from pilgrim.infer.quantized import Weights, rounded
 from pilgrim.model.transformer import Transformer
 from pilgrim.stages.answers import opened_run
 from pilgrim.stages.journey import Journey, only_writer, refuse_older
@@ -56,8 +57,12 @@ class Sums:
         return None if of_all is None else asdict(of_all) | {"sources": as_json(sources)}
 
 
-def evaluate_text(folder: Path, files: Sequence[Path], console: Console | None = None) -> dict[str, Any]:
+def evaluate_text(
+    folder: Path, files: Sequence[Path], console: Console | None = None, weights: Weights = "full"
+) -> dict[str, Any]:
     """Measure a run's newest model on files and write `evaluate/text.json`; returns what is in it.
+
+    `weights`: rounded as replies of the same setting have them (infer/quantized.py).
 
     Raises DataError for a file that can't be read or is empty, CheckpointError without a trained model.
     """
@@ -66,9 +71,11 @@ def evaluate_text(folder: Path, files: Sequence[Path], console: Console | None =
     with opened_run(folder, console) as journey, only_writer(folder, journey.runtime.processes):
         stage = newest_stage(folder)
         tokenizer, _ = run_tokenizer(journey)
-        model = load_model(folder / stage, refuse_older(journey, stage)).to(journey.runtime.device)
+        model = load_model(folder / stage, refuse_older(journey, stage))
+        model = rounded(model, weights).to(journey.runtime.device)
         found = {str(file): measured(journey, model, tokenizer, file) for file in files}
-        result = {"stage": stage, "dtype": str(journey.runtime.dtype).removeprefix("torch."), "files": found}
+        dtype = str(journey.runtime.dtype).removeprefix("torch.")
+        result = {"stage": stage, "dtype": dtype, "weights": weights, "files": found}
         out = journey.folder / "evaluate" / "text.json"
         journey.runtime.processes.by_first(lambda: write_json_atomic(out, result))
         for line in table(result):

@@ -63,7 +63,7 @@ def _shrink(tree: Tree, recipe: Recipe) -> str:
         settings, steps = recipe.training(name), {"steps": STEPS}
         if isinstance(settings, MixedSettings) and settings.by_epochs and settings.steps is None:
             steps = {}  # which are counted, here too
-        left_out = ("grow", "micro_rows", "eval_every", "checkpoint_every")
+        left_out = ("grow", "micro_rows", "teacher", "eval_every", "checkpoint_every")
         table = {key: value for key, value in tree.get(name, {}).items() if key not in left_out}
         tree[name] = table | {"rows": BATCH, "warmup": 0} | steps
     if recipe.midtrain and recipe.midtrain.context:
@@ -72,7 +72,7 @@ def _shrink(tree: Tree, recipe: Recipe) -> str:
     tree["eval"] = {**tree.get("eval", {}), **short, "watch_items": 4, "watch_full": False}
     return (
         f"dry run: {DEPTH} layers of width {WIDTH}, {STEPS} steps of each of {', '.join(stages)}, "
-        f"a vocabulary of {tree['tokenizer']['vocab_size']}, no torch.compile"
+        f"a vocabulary of {tree['tokenizer']['vocab_size']}, no torch.compile, no teacher"
     )
 
 

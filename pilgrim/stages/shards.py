@@ -118,7 +118,7 @@ def _summary(journey: Journey, digest: str) -> dict[str, Any]:
 
 def _tell_of_long_ones(journey: Journey, tokens: TokenSet) -> None:
     """Conversations that the context can't hold whole are cut, and nobody should have to guess."""
-    context = journey.recipe.model.context
+    context = journey.recipe.model_of(journey.recipe.stage_before("evaluate")).context
     found = too_long(tokens, context)
     if found.conversations:
         journey.console.say(

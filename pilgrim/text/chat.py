@@ -15,8 +15,8 @@ it stops is trained, everything else is only read. `render_prompt` stops where t
 
 **Tools.** An assistant may call functions, and in a list of messages that looks as in OpenAI's API: its
 message has calls, a message of the role "tool" has each result, and the assistant goes on with another
-message (calls.py). All of these are *one* turn, as the model writes it without stopping; every call is
-followed by its result, in the order of the calls:
+message (messages.py, calls.py, rows.py). All of these are *one* turn, as the model writes it without
+stopping; every call is followed by its result, in the order of the calls:
 
     <|im_start|>assistant
     She makes <tool_call>9*2</tool_call><tool_response>18</tool_response> dollars.<|im_end|>
@@ -39,12 +39,11 @@ token, so the template breaks them with a space ("< |im_end|>"). Only for such m
 from ours; in both, no message can forge the end of a turn.
 """
 
-import json
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, takewhile
-from typing import Any, Literal, NamedTuple, get_args
+from itertools import pairwise
+from typing import NamedTuple
 
 from pilgrim.core.errors import DataError
 from pilgrim.text.calls import (
@@ -55,14 +54,12 @@ from pilgrim.text.calls import (
     RESPONSE,
     Call,
     call_of,
-    calls_from,
-    check_call,
     definitions,
-    names_of,
     text_of,
-    tools_from,
 )
-from pilgrim.text.tokenizer import CHAT_TEMPLATE, Tokenizer, refuse_lone_surrogates
+from pilgrim.text.messages import Message, Role, answered, check, check_waits, turns_of
+from pilgrim.text.rows import messages_from_row, row_of
+from pilgrim.text.tokenizer import CHAT_TEMPLATE, Tokenizer
 
 __all__ = [
     "CHAT_TEMPLATE",
@@ -78,19 +75,6 @@ __all__ = [
     "row_of",
     "truncate_turns",
 ]
-
-Role = Literal["system", "user", "assistant", "tool"]
-
-
-@dataclass(frozen=True)
-class Message:
-    """What one side says. White space around a turn's `content` is not rendered."""
-
-    role: Role
-    content: str
-    tool_calls: tuple[Call, ...] = ()  # of an assistant
-    tool_call_id: str = ""  # of a tool: whose result this is; "": of the calls before, in their order
-    tools: tuple[str, ...] = ()  # of a system: the functions that can be called, each a line of JSON
 
 
 @dataclass(frozen=True)
@@ -120,12 +104,12 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
 
     Raises DataError if the turns are not in order (see `messages_from_row`) or none is the assistant's.
     """
-    _check(messages, "conversation")
+    check(messages, "conversation")
     if not any(message.role == "assistant" for message in messages):
         raise DataError(
             "conversation: has no assistant message to learn from; leave it out of the training data"
         )
-    return _encoded([part for turn in _turns(messages) for part in _parts(turn, tokenizer)], tokenizer)
+    return _encoded([part for turn in turns_of(messages) for part in _parts(turn, tokenizer)], tokenizer)
 
 
 def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
@@ -134,9 +118,9 @@ def render_prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int
     Behind a user's message that is the opening of the assistant's turn; behind a tool's result, the turn goes
     on. Raises DataError if the turns are not in order, or nobody waits for the assistant.
     """
-    _check(messages, "conversation")
-    _check_waits(messages)
-    turns = _turns(messages)
+    check(messages, "conversation")
+    check_waits(messages)
+    turns = turns_of(messages)
     parts = [part for turn in turns for part in _parts(turn, tokenizer)]
     if messages[-1].role == "tool":
         del parts[-2:]  # its <|im_end|> and line end
@@ -159,64 +143,13 @@ def truncate_turns(messages: Sequence[Message], tokenizer: Tokenizer, limit: int
     for begin, end in pairwise(begins):
         if excess <= 0:
             break
-        dropped = [part for turn in _turns(messages[begin:end]) for part in _parts(turn, tokenizer)]
+        dropped = [part for turn in turns_of(messages[begin:end]) for part in _parts(turn, tokenizer)]
         excess -= len(_encoded(dropped, tokenizer).ids) - 1  # which counts an <|endoftext|>
         left = end
     kept = (*system, *messages[left:])
     if excess <= 0:
         return Truncated(kept, was_cut=False)
     return Truncated(_with_the_end_that_fits(kept, len(system), tokenizer, limit), was_cut=True)
-
-
-def messages_from_row(row: dict[str, Any], place: str) -> tuple[Message, ...]:
-    """The conversation of a JSONL row: {"messages": [{"role": …, "content": …}, …]}, other keys aside.
-
-    With tools, in OpenAI's shape: "tools" beside the messages defines functions, and messages have
-    "tool_calls" and "tool_call_id". What is defined is kept in the system message, and if the row has none,
-    in an empty one.
-
-    `place` is the file and line, for errors. The turns must be in order: at most one system message, at
-    the beginning; then user and assistant in turns, the user first; a call is followed by its result, and
-    that by the assistant. Raises DataError if they are not.
-    """
-    items = row.get("messages")
-    if not isinstance(items, list):
-        raise DataError(f'{place}: has no list called "messages"; give it one of {{"role": …, "content": …}}')
-    messages = [_message(item, f"{place}: message {n}") for n, item in enumerate(items, start=1)]
-    tools, first = tools_from(row.get("tools"), place), 1
-    if tools and messages and messages[0].role == "system":
-        messages[0] = replace(messages[0], tools=tools)
-    elif tools:
-        messages, first = [Message("system", "", tools=tools), *messages], 0
-    _check(messages, place, first)
-    return tuple(messages)
-
-
-def row_of(messages: Sequence[Message]) -> dict[str, Any]:
-    """The row, or the body of a request, of which `messages_from_row` makes this conversation again.
-
-    Calls are numbered through as call_1, call_2, …
-    """
-    items: list[dict[str, Any]] = []
-    tools = [tool for message in messages for tool in message.tools]
-    number = 0
-    for place, message in enumerate(messages):
-        if message.role == "tool" or (message.tools and not message.content):
-            continue  # results are written with their calls, and nothing but definitions beside the messages
-        item: dict[str, Any] = {"role": message.role, "content": message.content}
-        items.append(item)
-        if message.tool_calls:
-            item["tool_calls"] = []
-        for call, result in _answered(messages, place):
-            number += 1
-            function = {"name": call.name, "arguments": call.arguments}
-            item["tool_calls"].append({"id": f"call_{number}", "type": "function", "function": function})
-            if result is not None:
-                items.append({"role": "tool", "tool_call_id": f"call_{number}", "content": result.content})
-    row: dict[str, Any] = {"messages": items}
-    if tools:
-        row["tools"] = [{"type": "function", "function": json.loads(tool)} for tool in tools]
-    return row
 
 
 def messages_of_reply(ids: list[int], tokenizer: Tokenizer) -> tuple[Message, ...]:
@@ -257,18 +190,6 @@ def _next(ids: Sequence[int], at: int, wanted: Sequence[int]) -> int:
 # The parts of a turn ----------------------------------------------------------------------------------
 
 
-def _turns(messages: Sequence[Message]) -> list[list[Message]]:
-    """The messages, those of an assistant and its tools together as one turn."""
-    turns: list[list[Message]] = []
-    for message in messages:
-        inner = message.role in ("assistant", "tool")
-        if inner and turns and turns[-1][0].role == "assistant":
-            turns[-1].append(message)
-        else:
-            turns.append([message])
-    return turns
-
-
 def _parts(turn: Sequence[Message], tokenizer: Tokenizer) -> list[Part]:
     """A turn, from its <|im_start|> to the line end behind its <|im_end|>."""
     begin, line_end = Part(tokenizer.im_start_id), Part("\n")
@@ -291,7 +212,7 @@ def _spoken(turn: Sequence[Message]) -> list[Part]:
         if place == len(turn) - 1 and not message.tool_calls:
             words = words.rstrip()
         parts.append(Part(words, True))
-        for call, result in _answered(turn, place):
+        for call, result in answered(turn, place):
             parts += [Part(CALL, True), Part(text_of(call), True), Part(END_OF_CALL, True)]
             if result is not None:
                 parts += [Part(RESPONSE), Part(result.content), Part(END_OF_RESPONSE)]
@@ -302,27 +223,6 @@ def _with_definitions(message: Message) -> str:
     """A system's or a user's words, and the functions that are defined there."""
     words = message.content.strip()
     return "\n\n".join([words] * bool(words) + [definitions(message.tools)] * bool(message.tools))
-
-
-def _answered(messages: Sequence[Message], place: int) -> list[tuple[Call, Message | None]]:
-    """The calls of the message at `place`, each with its result, if it has one."""
-    results = _results(messages, place)
-    return [
-        (call, next((r for k, r in enumerate(results) if _belongs(r, k, call, number)), None))
-        for number, call in enumerate(messages[place].tool_calls)
-    ]
-
-
-def _results(messages: Sequence[Message], place: int) -> list[Message]:
-    """The results that follow the message at `place`."""
-    return list(takewhile(lambda message: message.role == "tool", messages[place + 1 :]))
-
-
-def _belongs(result: Message, place: int, call: Call, number: int) -> bool:
-    """Whether the result at `place` among results is that of the call `number`: by its id, or its place."""
-    if result.tool_call_id and call.id:
-        return result.tool_call_id == call.id
-    return place == number
 
 
 def _encoded(parts: Sequence[Part], tokenizer: Tokenizer) -> Rendered:
@@ -355,99 +255,3 @@ def _with_the_end_that_fits(
             "shorten that, or take a model with a longer context"
         )
     return shortened(bisect_left(range(len(content)), True, key=fits))
-
-
-# What is in order -------------------------------------------------------------------------------------
-
-
-def _message(item: Any, where: str) -> Message:
-    """A message of a row. Only its form is looked at here."""
-    if not isinstance(item, dict) or "role" not in item or not {"content", "tool_calls"} & item.keys():
-        raise DataError(f'{where} must be an object with a "role" and a "content"')
-    calls = calls_from(item.get("tool_calls"), where)
-    content: Any = item.get("content")
-    if content is None and calls:  # as OpenAI has it
-        content = ""
-    call_id = item.get("tool_call_id")
-    if not isinstance(call_id, str | None):
-        raise DataError(f"{where} has the tool_call_id {call_id!r}; it must be text")
-    return Message(item["role"], content, calls, call_id or "")
-
-
-def _check(messages: Sequence[Message], place: str, first: int = 1) -> None:
-    """Raises DataError unless the turns are in order and their contents are text.
-
-    `first` is the number of the first message, for errors.
-    """
-    if not messages:
-        raise DataError(f"{place}: the conversation is empty; give it at least one message")
-    for number, message in enumerate(messages):
-        where = f"{place}: message {number + first}"
-        _check_content(message, where)
-        _check_order(messages[number - 1] if number else None, message, where)
-    defined = names_of(messages[0].tools)
-    for number, message in enumerate(messages):
-        for call in message.tool_calls:
-            check_call(call, defined, f"{place}: message {number + first}")
-        _check_results(messages, number, f"{place}: message {number + first}")
-
-
-def _check_content(message: Message, where: str) -> None:
-    if message.role not in get_args(Role):
-        raise DataError(f"{where} has the role {message.role!r}; a role is system, user, assistant or tool")
-    if not isinstance(message.content, str):
-        kind = type(message.content).__name__
-        raise DataError(f"{where} has a content of type {kind}; it must be a string")
-    calls = [text for call in message.tool_calls for text in (call.name, call.arguments)]
-    for text in (message.content, *calls, *message.tools):
-        refuse_lone_surrogates(text, where)
-
-
-def _check_order(before: Message | None, message: Message, where: str) -> None:
-    """Whether `message` may follow the message `before`."""
-    if message.role == "system":
-        if before is not None:
-            raise DataError(f"{where} is a system message; there can be one only, at the beginning")
-    elif message.role == "tool":
-        if before is None or not (before.tool_calls or before.role == "tool"):
-            raise DataError(
-                f"{where} is a tool's result, but nothing was called before it; "
-                "give the assistant's message its tool_calls, or drop the result"
-            )
-    elif before is None or before.role != "tool":
-        due = "assistant" if before is not None and before.role == "user" else "user"
-        if message.role != due and not (before is not None and before.tool_calls):
-            raise DataError(f"{where} is the {message.role}'s where the {due}'s is due; the two take turns")
-    if message.tool_calls and message.role != "assistant":
-        raise DataError(f"{where} is the {message.role}'s and has tool_calls; only the assistant can call")
-
-
-def _check_results(messages: Sequence[Message], place: int, where: str) -> None:
-    """Every call has one result, and every result a call; or the conversation ends with calls."""
-    calls, results = messages[place].tool_calls, _results(messages, place)
-    if not calls or place == len(messages) - 1:
-        return
-    for k, result in enumerate(results):
-        if not any(_belongs(result, k, call, n) for n, call in enumerate(calls)):
-            known = " or ".join(repr(call.id) for call in calls if call.id) or "none"
-            raise DataError(
-                f"{where} has a result that belongs to none of its calls (its tool_call_id is "
-                f"{result.tool_call_id!r}, and theirs {known}); give it the id of its call"
-            )
-    for n, call in enumerate(calls):
-        found = sum(_belongs(result, k, call, n) for k, result in enumerate(results))
-        if found != 1:
-            how_many = "no result" if found == 0 else f"{found} results"
-            raise DataError(
-                f'{where} calls "{call.name}", which has {how_many}; let one message of the role tool follow '
-                "for each call"
-            )
-
-
-def _check_waits(messages: Sequence[Message]) -> None:
-    """Raises DataError unless it is the assistant's turn to speak."""
-    if messages[-1].role not in ("user", "tool"):
-        raise DataError(
-            f"conversation: ends with a message of the {messages[-1].role}, "
-            "but only a user's message or a tool's result can be answered; add one"
-        )

@@ -5,7 +5,7 @@ teacher's forward pass in every epoch but the first, but with 32 tokens told apa
 where its token takes two: 200 GB for a billion tokens. It would also tie the answers to one packing of the
 documents into rows. Asked on the fly, the teacher's word is a function of the batch: nothing is to be stored,
 and a resumed run gets the same to the bit. What it costs is a forward pass of the teacher, a third of what
-training a model of its size would cost; docs/synthetic-data.md has measurements.
+training a model of its size would cost; the journal has measurements (2026-11-23, a teacher).
 """
 
 from dataclasses import replace

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -430,3 +431,9 @@ def test_an_override_with_a_list_is_toml(pilgrim: Pilgrim, recipe: Path) -> None
     files = json.dumps([str(recipe.parent / "val.jsonl"), str(recipe.parent / "train.jsonl")])
     result = pilgrim("run", recipe, f"data.train={files}", "--until", "tokenizer")
     assert result.exit_code == 0, result.output
+
+
+def test_conversations_longer_than_the_context_are_told(pilgrim: Pilgrim, recipe: Path) -> None:
+    told = " ".join(pilgrim("run", recipe, "--until", "shards").output.split())
+    assert re.search(r"\d+ of 40 conversations of chat_train are longer than the context of 128 tokens", told)
+    assert re.search(r"cut into \d+ pieces; in \d+ of these nothing is learned: left out", told)

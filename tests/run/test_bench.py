@@ -36,6 +36,14 @@ def test_what_must_be_read_is_counted() -> None:
     assert bench.bytes_per_step(windowed, torch.bfloat16, 3, 200) == 2 * matrices + 3 * 200 * cache * seen
 
 
+def test_fewer_bits_are_fewer_bytes() -> None:
+    config = ModelSettings(depth=4, width=64, context=512).config(vocab_size=300)
+    whole, eight, four = (
+        bench.bytes_per_step(config, torch.bfloat16, 0, 1, w) for w in ("full", "int8", "int4")
+    )
+    assert whole == 2 * eight and four == eight * 5 / 8  # with two numbers of 16 bits for 32 weights
+
+
 def test_tokens_that_fill_the_context_are_refused(run: Path, pilgrim: Callable[..., Any]) -> None:
     result = pilgrim("bench", "infer", run, "--tokens", 5000)
     assert result.exit_code == 2 and "--tokens 5000 leaves no room for a prompt" in result.output.replace(

@@ -42,6 +42,17 @@ def test_the_held_out_text_needs_what_validation_found(run: Path, pilgrim: Pilgr
     assert "Bits per byte of other text" in write_report(run).read_text()
 
 
+def test_weights_of_fewer_bits_cost_a_little(run: Path, pilgrim: Pilgrim, recipe: Path) -> None:
+    found = {}
+    for weights in ("full", "int8", "int4"):
+        told = pilgrim("eval", "tiny", "--text", recipe.parent / "val.jsonl", "--weights", weights)
+        assert told.exit_code == 0, told.output
+        result = read_json(run / "evaluate" / "text.json")
+        assert result["weights"] == weights
+        found[weights] = next(iter(result["files"].values()))["bpb"]
+    assert 0 < abs(found["int8"] - found["full"]) < abs(found["int4"] - found["full"]) < 0.1
+
+
 def test_parts_of_a_large_file_give_the_same(
     run: Path, pilgrim: Pilgrim, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +100,7 @@ def test_every_tokenizer_counts_the_same_bytes(
         (["--text", "nowhere.txt"], "nowhere.txt"),
         (["--text", "empty.txt"], "empty.txt holds no text; give it some, or name another file"),
         (["--text", "table.csv"], "files ending in '.csv' can't be read"),
+        (["--weights", "int8"], "--weights goes with --text"),
         (["--text", "empty.txt", "--suite", "core"], "--text measures bits per byte and nothing else; leave"),
     ],
 )

@@ -55,6 +55,15 @@ def test_what_a_run_says_right_is_kept_to_learn_from(walked: Path, tmp_path: Pat
     assert (other / "letters" / "conversations.jsonl").read_bytes() == before
 
 
+def test_what_a_run_has_written_trains_another(
+    walked: Path, tmp_path: Path, pilgrim: Pilgrim, walk: Walk
+) -> None:
+    assert pilgrim("synth", rejecting(tmp_path, walked)).exit_code == 0
+    file = json.dumps([str(tmp_path / "letters" / "conversations.jsonl")])
+    pupil = walk(tmp_path / "runs", "name=pupil", f"data.conversations={file}", until="sft")
+    assert read_rows(pupil / "sft" / "metrics.jsonl")[-1]["step"] == 6
+
+
 def test_without_a_person_nothing_leaves_this_machine(tmp_path: Path, pilgrim: Pilgrim) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(

@@ -134,6 +134,8 @@ HASH = "740312add88f781978c0658806c59bc2815b9866"
             {"a": {"kind": "text", "files": ["x"], "hub": "o/n", "revision": "main"}},
             "datasets.a.revision = 'main' is no commit, and may mean other data tomorrow",
         ),
+        ({"a": {"kind": "spelling", "limit": 9, "hub": "o/n"}}, "datasets.a.hub: spelling is made here, and"),
+        ({"a": {"kind": "text", "files": ["x"], "bad_rows": "skip"}}, 'datasets.a.bad_rows = "skip" is for'),
         ({"text": {"kind": "identity"}}, "datasets.text: no data set can be named so"),
         ({"a": {"kind": "tex"}}, "datasets.a.kind = \"tex\" should be one of 'text', 'conversations'"),
     ],

@@ -107,6 +107,18 @@ def test_the_interval_of_a_paired_difference_holds_its_promise(gain: float, loss
     assert held >= 930
 
 
+def test_a_longer_context_leaves_no_difference_where_prompts_were_others() -> None:
+    assert share_measure("ended", "higher", {"midtrain": [True] * 3, "sft": [True] * 4}).changes == {}
+    cut = task([True, False]) | {"cut": 1}
+    of = {"pretrain": result(arc=cut), "sft": result(arc=cut) | {"context": 128}}
+    mean, arc = suite_measures("core", of)
+    assert mean.changes == arc.changes == {}
+    of = {"pretrain": result(arc=cut, piqa=task([True, False]))}
+    of["sft"] = result(arc=cut, piqa=task([True, True])) | {"context": 128}
+    mean, arc, piqa = suite_measures("core", of)
+    assert (arc.changes, piqa.changes["sft"].difference, mean.changes) == ({}, 0.5, {})
+
+
 def test_what_was_not_measured_before_has_no_change() -> None:
     measure = Measure("ended", "behaviour", "share", "higher")
     assert measure.changes == {}

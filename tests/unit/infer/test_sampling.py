@@ -1,6 +1,7 @@
 """Drawing tokens: each filter against its definition spelled out, and what a draw picks."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -102,6 +103,16 @@ def test_temperature_0_takes_the_likeliest_after_the_penalty() -> None:
     scores = torch.tensor([[1.0, 3.0, 2.9], [1.0, 3.0, 2.9]])
     sampling = Sampling(temperature=0, repetition_penalty=1.1)
     assert choose(scores, [[], [1]], [sampling] * 2, [math.nan] * 2).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("dials", [{"top_p": 5e-324}, {"temperature": 5e-324}, {"temperature": 1e-300}])
+def test_what_is_nearly_0_leaves_the_likeliest(dials: dict[str, Any]) -> None:
+    """In fp32 such a number is 0."""
+    scores = random_scores(1)
+    for others in ([], [Sampling()]):  # as a number, and as a column
+        rows = [Sampling(**dials)] * (3 - len(others)) + others
+        ids = choose(scores, [[]] * 3, rows, [0.5] * 3)
+        assert ids[:2].tolist() == scores.argmax(-1)[:2].tolist()
 
 
 def test_a_tiny_temperature_does_not_overflow() -> None:

@@ -9,11 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pilgrim.core.errors import SettingsError
 from pilgrim.core.runtime import Runtime
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.sampling import Sampling
-from pilgrim.infer.sandbox import refusal
+from pilgrim.infer.sandbox import SandboxError, refusal
 from pilgrim.infer.tools import (
     CALL,
     END_OF_CALL,
@@ -187,7 +186,7 @@ def test_python_in_a_reply(tokenizer: Tokenizer) -> None:
 
 def test_where_no_program_can_run_there_is_no_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
-    with pytest.raises(SettingsError, match=r"^the Python tool: .* can't be run safely on .*; use Linux"):
+    with pytest.raises(SandboxError, match=r"^programs of a model can't be run safely on .*; use Linux"):
         tools_with_python()
 
 

@@ -569,7 +569,7 @@ def test_recipe_is_highlighted_table_by_table() -> None:
 
 
 def measure(name: str, **more: object) -> Row:
-    values = {"midtrain": {"value": 0.5, "standard_error": 0.05, "n": 100}}
+    values: Row = {"midtrain": {"value": 0.5, "standard_error": 0.05, "n": 100}}
     values |= {"sft": {"value": 0.75, "standard_error": None, "n": 100}}
     change = {"since": "midtrain", "difference": 0.25, "low": 0.1, "high": 0.4}
     return {

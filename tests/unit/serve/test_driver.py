@@ -1,7 +1,9 @@
 """Many clients at once: those who go, those who don't read, those who come too late, and the end."""
 
+import asyncio
 import http.client
 import json
+import random
 import socket
 import threading
 from collections.abc import Iterator
@@ -89,6 +91,49 @@ def test_who_reads_nothing_is_given_up(served: Served) -> None:
         connection.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
         assert connection.recv(12) == b"HTTP/1.1 200"
         answered_at_last(served)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(served: Served) -> None:
+    with socket.create_connection((served.host, served.port)) as connection:
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
+        connection.sendall(head + b"Content-Type: application/json\r\n\r\n{")
+        assert connection.recv(12) == b"HTTP/1.1 408"
+
+
+def test_whatever_others_do_a_reply_is_the_same(run: Path) -> None:
+    """Clients that go away, ask for too much or for nonsense, beside some who ask for one thing."""
+    dice = random.Random(1)
+
+    async def quiet(client: openai.AsyncOpenAI) -> str:
+        found = await client.completions.create(model="tiny", prompt="once", seed=3, max_tokens=30)
+        return found.choices[0].text
+
+    async def rude(client: openai.AsyncOpenAI) -> None:
+        body: dict[str, Any] = {**ENDLESS, "max_tokens": dice.choice((1, 9, LONG)), "n": dice.choice((1, 3))}
+        body |= dice.choice(({}, {"n": 129}, {"temperature": 9}, {"stop": ["ZZZ"]}))
+        try:
+            async with asyncio.timeout(dice.random() / 5):
+                async with await client.completions.create(**body, stream=True) as stream:
+                    await anext(aiter(stream))
+        except (openai.APIStatusError, TimeoutError):
+            pass
+
+    async def everybody(served: Served) -> list[str]:
+        url = f"http://{served.host}:{served.port}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+            before = await quiet(client)
+            tasks = [asyncio.ensure_future(quiet(client)) for _ in range(4)]
+            others = [rude(client) for _ in range(16)]
+            await asyncio.gather(*others)
+            return [before, *[await task for task in tasks]]
+
+    with serving({"tiny": run}, waiting=200) as served:
+        assert len(set(asyncio.run(everybody(served)))) == 1
+        (model,) = served.models.loaded
+        while model.driver.taken:  # until the last has been seen to go
+            served.ask("GET", "/health")
+        assert served.client.completions.create(model="tiny", prompt="x", max_tokens=1).choices
+        assert model.engine.cache_used < 0.01
 
 
 def test_more_replies_than_places_are_never_served(served: Served) -> None:

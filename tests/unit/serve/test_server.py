@@ -100,7 +100,7 @@ def test_chats_are_what_the_engine_writes(served: Served, engine: Engine, tokeni
 def test_a_seed_gives_the_same_whatever_else_is_asked(served: Served) -> None:
     async def everything() -> list[str]:
         url = f"http://{served.host}:{served.port}/v1"
-        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
             asked = [
                 client.completions.create(
                     model="tiny", prompt=PROMPT[: 1 + i % 9], seed=7 if i % 5 == 0 else i, max_tokens=25

@@ -13,7 +13,12 @@ from pilgrim.text.calls import CALL, END_OF_CALL, END_OF_RESPONSE
 
 MakeRun = Callable[..., Path]  # see conftest
 HELLO: Any = [{"role": "user", "content": "?"}]
-COLOURS = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
+COLOURS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["red", "blue"]}},
+    "required": ["colour"],
+}
+COLOURS |= {"additionalProperties": False}  # or a random model would add some for ever
 PAINT: Any = {"type": "function", "function": {"name": "paint", "parameters": COLOURS, "strict": True}}
 WAIT: Any = {"type": "function", "function": {"name": "wait", "description": "Do nothing."}}
 
@@ -143,6 +148,14 @@ def test_a_reply_has_the_form_that_is_asked_for(served: Served) -> None:
         model="tiny", messages=HELLO, response_format={"type": "json_object"}, max_tokens=5
     )
     assert (some.choices[0].message.content or "").startswith("{")
+
+
+def test_no_bias_breaks_the_form(served: Served) -> None:
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": COLOURS}}
+    found = served.client.chat.completions.create(
+        model="tiny", messages=HELLO, response_format=form, logit_bias={"90": 100, "2": 100, "0": 100}, seed=1
+    )
+    assert json.loads(found.choices[0].message.content or "")["colour"] in ("red", "blue")
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_what_is_derived_is_shown() -> None:
     }
     found_later = {(stage, "micro_rows") for stage in trained}  # when it trains: train/fit.py
     nothing_grows = {(stage, "grow") for stage in trained}
-    all_weights = {(stage, "lora") for stage in trained}
+    all_weights = {(stage, name) for stage in trained for name in ("lora", "teacher")}
     no_windows = {("model", "window"), ("model", "window_pattern")}
     unbounded = {("model", "softcap")}
     as_in_pretraining = {("midtrain", "context"), ("midtrain", "rope_theta")}

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from pilgrim.core.config import build
+from pilgrim.core.config import build, load_toml
 from pilgrim.core.errors import PilgrimError
 from pilgrim.synth.prompts import Prompts, filled, transcript
 from pilgrim.synth.settings import EndpointSettings, SynthRecipe
 
 Make = Callable[..., dict[str, Any]]
+ROOT = Path(__file__).parents[3]
 NOWHERE = "http://127.0.0.1:9/v1"
 
 PROMPT = """
@@ -152,3 +153,13 @@ def test_only_names_of_slots_are_replaced() -> None:
 def test_a_conversation_reads_like_one() -> None:
     talk: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}]
     assert transcript(talk) == "user: Hi\n\nassistant:"
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "recipes" / "synth").glob("*.toml")), ids=lambda file: file.stem
+)
+def test_the_recipes_that_come_along(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = build(SynthRecipe, load_toml(file), str(file))
+    prompts = Prompts(found)
+    assert all(prompts[n].turns for n in range(len(prompts)))

@@ -116,7 +116,7 @@ def test_adapters_of_other_weights_are_refused(lora_parts: MakeParts) -> None:
     Loop(lora_parts("a")).run()
     parts = lora_parts("a")
     with torch.no_grad():
-        parts.model.model.layers[0].mlp.up_proj.weight[0, 0] += 0.01
+        dict(parts.model.named_parameters())["model.layers.0.mlp.up_proj.weight"][0, 0] += 0.01
     with pytest.raises(ChangedRecipe, match=r"up_proj.weight differs"):
         Loop(parts).run()
 

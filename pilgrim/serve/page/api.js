@@ -1,0 +1,71 @@
+// Talking with the server: plain requests, and replies that come in pieces.
+//
+// A streamed reply is a body of server-sent events: lines "data: {…}", an empty line between two events, and
+// "data: [DONE]" as the last. Pieces of the network end anywhere, so what has come is cut at empty lines, and
+// the rest waits for more.
+
+const KEY = "pilgrim-key";
+
+export class Refused extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+export function keepKey(key) {
+  sessionStorage.setItem(KEY, key);
+}
+
+function headers() {
+  const key = sessionStorage.getItem(KEY);
+  return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
+}
+
+async function refusal(response) {
+  let message = `${response.status} ${response.statusText}`;
+  try {
+    message = (await response.json()).error.message ?? message;
+  } catch {
+    // a body that is no error object: the status must do
+  }
+  return new Refused(response.status, message);
+}
+
+export async function ask(method, path, body) {
+  const response = await fetch(path, { method, headers: headers(), body: body && JSON.stringify(body) });
+  if (!response.ok) throw await refusal(response);
+  return response.status === 204 ? null : response.json();
+}
+
+export async function download(path, name) {
+  const response = await fetch(path, { headers: headers() });
+  if (!response.ok) throw await refusal(response);
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(await response.blob());
+  link.download = name;
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+// Yields each event's JSON. Ends with the stream; throws Refused, or an AbortError where `signal` stopped it.
+export async function* events(path, body, signal) {
+  const response = await fetch(path, { method: "POST", headers: headers(), body: JSON.stringify(body), signal });
+  if (!response.ok) throw await refusal(response);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let waiting = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    waiting += value.replaceAll("\r", "");
+    const parts = waiting.split("\n\n");
+    waiting = parts.pop();
+    for (const part of parts) {
+      const data = part.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trim()).join("\n");
+      if (data === "" || data === "[DONE]") continue;
+      const event = JSON.parse(data);
+      if (event.error) throw new Refused(500, event.error.message);
+      yield event;
+    }
+  }
+}

@@ -1,0 +1,496 @@
+// The page: one chat on the screen, the list of the others beside it.
+//
+// Nothing here holds a message twice. `chat` is what the server keeps (or, where it keeps none, the same shape with
+// numbers of our own); whatever happens changes `chat`, and `draw` shows it. Only a reply that is being written is
+// drawn by itself, piece by piece.
+
+import { Refused, ask, download, keepKey } from "/page/api.js";
+import { DEFAULTS, Dials, remembered } from "/page/dials.js";
+import { copyButton, render } from "/page/markdown.js";
+import { continues, reply } from "/page/replies.js";
+import { tokenView } from "/page/tokens.js";
+import { branch, newestLeaf, siblings, together } from "/page/tree.js";
+
+const $ = (id) => document.getElementById(id);
+const log = $("log");
+
+let models = [];
+let keeps = true; // whether the server keeps chats
+let chat = emptyChat();
+let writing = null; // an AbortController while a reply is being written
+let ownNumbers = 0;
+
+function emptyChat() {
+  return { id: null, title: "", leaf: null, messages: [], settings: { ...remembered() } };
+}
+
+function element(tag, about = {}, ...children) {
+  const { aria, data, on, ...rest } = about;
+  const made = Object.assign(document.createElement(tag), rest);
+  for (const [name, value] of Object.entries(aria ?? {})) made.setAttribute(`aria-${name}`, value);
+  Object.assign(made.dataset, data ?? {});
+  for (const [name, listener] of Object.entries(on ?? {})) made.addEventListener(name, listener);
+  made.append(...children);
+  return made;
+}
+
+const button = (text, label, click, about = {}) =>
+  element("button", { type: "button", textContent: text, title: label, aria: { label }, on: { click }, ...about });
+
+function say(text) {
+  $("status").textContent = text; // read aloud by screen readers
+}
+
+// Runs what a person asked for; what goes wrong is told, and nothing else is lost by it.
+async function attempt(work) {
+  $("problem").hidden = true;
+  try {
+    return await work();
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    if (error instanceof Refused && error.status === 401) return askForKey(work);
+    $("problem").textContent = error instanceof Refused ? error.message : `The server does not answer (${error.message}).`;
+    $("problem").hidden = false;
+  }
+}
+
+async function askForKey(work) {
+  const dialog = $("key-dialog");
+  dialog.showModal();
+  await new Promise((over) => dialog.addEventListener("close", over, { once: true }));
+  if (dialog.returnValue !== "ok" || !$("key").value) return;
+  keepKey($("key").value);
+  return attempt(work);
+}
+
+// Keeping -----------------------------------------------------------------------------------------------
+
+const isKept = () => keeps && !$("temporary").checked;
+
+async function keepChat() {
+  if (chat.id === null && isKept()) {
+    const made = await ask("POST", "/api/chats", { settings: chat.settings });
+    chat.id = made.id;
+  }
+}
+
+async function keepMessage({ role, content, parent, about }) {
+  let kept;
+  if (chat.id === null) {
+    kept = { id: `own-${ownNumbers++}`, role, content, parent, about };
+  } else {
+    kept = await ask("POST", `/api/chats/${chat.id}/messages`, { role, content, parent, about });
+  }
+  chat.messages.push(kept);
+  chat.leaf = kept.id;
+  chat.title ||= role === "user" ? content.slice(0, 80) : "";
+  return kept;
+}
+
+async function goTo(message) {
+  chat.leaf = newestLeaf(chat, message).id;
+  draw();
+  if (chat.id !== null) await ask("PATCH", `/api/chats/${chat.id}`, { leaf: chat.leaf });
+}
+
+async function keepSettings() {
+  if (chat.id !== null) await ask("PATCH", `/api/chats/${chat.id}`, { settings: chat.settings });
+}
+
+// Asking ------------------------------------------------------------------------------------------------
+
+const modelOf = (id) => models.find((model) => model.id === id);
+
+function chosenModels() {
+  const beside = $("compare").getAttribute("aria-pressed") === "true";
+  return [modelOf($("model").value), beside && modelOf($("other").value)].filter(Boolean);
+}
+
+async function send(text, parent = chat.leaf) {
+  await keepChat();
+  const message = await keepMessage({ role: "user", content: text, parent, about: {} });
+  draw();
+  await answer(message, chosenModels());
+  if (isKept()) await list();
+}
+
+// Replies of `asked` models to a message of the user; several at the same time stand side by side.
+async function answer(message, asked) {
+  writing = new AbortController();
+  showWriting(true);
+  const group = asked.length > 1 ? crypto.randomUUID() : undefined;
+  const before = branch({ ...chat, leaf: message.id });
+  const drafts = asked.map((model) => ({
+    role: "assistant",
+    content: "",
+    parent: message.id,
+    about: { model: model.id, tokens: [], ...(group ? { group } : {}) },
+  }));
+  const frames = drafts.map((draft) => drawMessage(draft, true));
+  const place = group ? element("div", { className: "side-by-side" }, ...frames) : frames[0];
+  log.querySelector(`[data-id="${message.id}"]`).after(place);
+  say("The model is writing.");
+  const written = await Promise.allSettled(
+    asked.map((model, i) =>
+      reply(drafts[i], model, before, chat.settings, $("probabilities").checked, writing.signal, () =>
+        growMessage(frames[i], drafts[i]),
+      ),
+    ),
+  );
+  showWriting(false);
+  writing = null;
+  for (const draft of drafts.toReversed()) {
+    if (draft.content) await keepMessage(draft); // the first model's reply comes last: the chat goes on with it
+  }
+  if (!drafts.some((draft) => draft.content)) chat.leaf = message.id;
+  draw();
+  say("The reply is complete.");
+  const wrong = written.find((one) => one.status === "rejected" && one.reason.name !== "AbortError");
+  if (wrong) throw wrong.reason;
+}
+
+async function regenerate(message) {
+  const asked = message.about.group ? chosenModels() : [modelOf($("model").value)];
+  const parent = chat.messages.find((other) => other.id === message.parent);
+  chat.leaf = parent.id;
+  draw();
+  await answer(parent, asked.filter(Boolean));
+}
+
+function stop() {
+  writing?.abort();
+}
+
+// The screen --------------------------------------------------------------------------------------------
+
+function showWriting(is) {
+  $("stop").hidden = !is;
+  $("send").hidden = is;
+  document.body.classList.toggle("writing", is);
+}
+
+function draw() {
+  const path = branch(chat);
+  const parts = [];
+  for (const message of path) {
+    const beside = together(chat, message).toSorted((a, b) => b.id - a.id || 0);
+    if (beside.length > 1) {
+      parts.push(element("div", { className: "side-by-side" }, ...beside.map((one) => drawMessage(one, false, one.id === message.id))));
+    } else {
+      parts.push(drawMessage(message));
+    }
+  }
+  log.replaceChildren(...(parts.length ? parts : [welcome()]));
+  document.title = chat.title ? `${chat.title} · pilgrim` : "pilgrim";
+  scrollToEnd(true);
+  for (const link of $("chats").querySelectorAll("[data-chat]")) {
+    if (link.dataset.chat === String(chat.id)) link.setAttribute("aria-current", "true");
+    else link.removeAttribute("aria-current");
+  }
+}
+
+function welcome() {
+  const model = modelOf($("model").value);
+  const what = model && continues(model) ? "This model only continues a text: begin one." : "Say something to begin.";
+  return element("p", { className: "welcome", textContent: what });
+}
+
+function drawMessage(message, draft = false, active = true) {
+  const isUser = message.role === "user";
+  const who = isUser ? "You" : (message.about.model ?? "Assistant");
+  const head = element("div", { className: "who" }, element("span", { textContent: who }));
+  const text = element("div", { className: "text" });
+  const frame = element(
+    "article",
+    { className: `message ${message.role}${active ? "" : " passive"}`, data: { id: message.id ?? "" }, aria: { label: who } },
+    head,
+    text,
+  );
+  fill(text, message);
+  if (draft) frame.classList.add("draft");
+  else frame.append(actions(message, frame, active));
+  return frame;
+}
+
+function fill(text, message) {
+  if (message.role === "user") text.textContent = message.content;
+  else if (message.showTokens) text.replaceChildren(tokenView(message.about.tokens));
+  else text.replaceChildren(render(message.content, message.about.calls));
+}
+
+let waitingForFrame = new Set();
+
+function growMessage(frame, draft) {
+  if (waitingForFrame.has(frame)) return; // once for each picture that the screen shows is enough
+  waitingForFrame.add(frame);
+  requestAnimationFrame(() => {
+    waitingForFrame.delete(frame);
+    if (!frame.classList.contains("draft")) return;
+    fill(frame.querySelector(".text"), draft);
+    scrollToEnd();
+  });
+}
+
+function scrollToEnd(always = false) {
+  if (always || log.scrollHeight - log.scrollTop - log.clientHeight < 160) log.scrollTop = log.scrollHeight;
+}
+
+function actions(message, frame, active) {
+  const box = element("div", { className: "actions" });
+  const others = message.about.group ? [] : siblings(chat, message);
+  if (others.length > 1) {
+    const at = others.indexOf(message);
+    const to = (other) => attempt(() => goTo(other));
+    box.append(
+      button("‹", "The one before", () => to(others[at - 1]), { disabled: at === 0 }),
+      element("span", { textContent: `${at + 1}/${others.length}` }),
+      button("›", "The next one", () => to(others[at + 1]), { disabled: at === others.length - 1 }),
+    );
+  }
+  box.append(copyButton(() => message.content, "Copy the message"), button("Edit", "Write it anew: a branch of its own", () => edit(message, frame)));
+  if (message.role === "assistant") {
+    box.append(button("Again", "Ask for another reply", () => writing || attempt(() => regenerate(message))));
+    if (message.about.tokens?.length) {
+      box.append(
+        button("Tokens", "See how likely each token was", (event) => {
+          message.showTokens = !message.showTokens;
+          event.currentTarget.setAttribute("aria-pressed", message.showTokens);
+          fill(frame.querySelector(".text"), message);
+        }, { aria: { label: "See how likely each token was", pressed: Boolean(message.showTokens) } }),
+      );
+    }
+    if (!active) box.append(button("Go on with this", "The chat goes on with this reply", () => attempt(() => goTo(message))));
+    box.append(element("span", { className: "facts", textContent: facts(message.about) }));
+  }
+  return box;
+}
+
+function facts({ written, elapsed_s, first_s, finish }) {
+  if (!written || !elapsed_s) return "";
+  const writing_s = elapsed_s - (first_s ?? 0);
+  const speed = written > 1 && writing_s > 0 ? `, ${((written - 1) / writing_s).toFixed(0)} tokens/s` : "";
+  const cut = finish === "length" ? ", cut off at the longest reply" : finish ? "" : ", stopped";
+  return `${written} tokens${speed}${cut}`;
+}
+
+function edit(message, frame) {
+  if (writing) return;
+  const field = element("textarea", { className: "edit", value: message.content, rows: Math.min(12, message.content.split("\n").length + 1), aria: { label: "The message" } });
+  const done = async () => {
+    const text = field.value.trim();
+    if (!text || text === message.content) return draw();
+    if (message.role === "user") return send(text, message.parent);
+    await keepMessage({ role: "assistant", content: text, parent: message.parent, about: { model: "edited" } });
+    draw();
+  };
+  field.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") draw();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) attempt(done);
+  });
+  frame.querySelector(".text").replaceChildren(field);
+  frame.querySelector(".actions").replaceChildren(
+    button(message.role === "user" ? "Send" : "Keep", "Ctrl+Enter", () => attempt(done)),
+    button("Cancel", "Esc", draw),
+  );
+  field.focus();
+}
+
+// The list ----------------------------------------------------------------------------------------------
+
+async function list() {
+  if (!keeps) return;
+  const search = $("search").value.trim();
+  const found = await ask("GET", `/api/chats?search=${encodeURIComponent(search)}`);
+  $("chats").replaceChildren(
+    ...found.map((one) =>
+      element(
+        "div",
+        { className: "entry", data: { chat: one.id } },
+        element(
+          "button",
+          { type: "button", className: "open", on: { click: () => attempt(() => open(one.id)) } },
+          element("span", { className: "title", textContent: one.title || "Untitled" }),
+          ...(one.snippet ? [element("span", { className: "snippet", textContent: one.snippet })] : []),
+        ),
+        button("✎", `Rename ${one.title}`, () => attempt(() => rename(one))),
+        button("🗑", `Delete ${one.title}`, () => attempt(() => remove(one))),
+      ),
+    ),
+  );
+  if (!found.length) $("chats").append(element("p", { className: "hint", textContent: search ? "Nothing found." : "No chats yet." }));
+  for (const entry of $("chats").querySelectorAll(`[data-chat="${chat.id}"]`)) entry.setAttribute("aria-current", "true");
+}
+
+async function open(id) {
+  stop();
+  chat = await ask("GET", `/api/chats/${id}`);
+  chat.settings = { ...DEFAULTS, ...chat.settings };
+  $("temporary").checked = false;
+  choose(chat.settings.model, chat.settings.other);
+  dials.show(chat.settings);
+  document.body.classList.remove("list-open");
+  draw();
+  $("say").focus();
+}
+
+async function rename(one) {
+  const title = window.prompt("Title of the chat", one.title);
+  if (title === null || !title.trim()) return;
+  await ask("PATCH", `/api/chats/${one.id}`, { title });
+  if (chat.id === one.id) chat.title = title;
+  await list();
+}
+
+async function remove(one) {
+  if (!window.confirm(`Delete “${one.title || "Untitled"}” for good?`)) return;
+  await ask("DELETE", `/api/chats/${one.id}`);
+  if (chat.id === one.id) begin();
+  await list();
+}
+
+function begin() {
+  stop();
+  const { model, other } = chat.settings;
+  chat = emptyChat();
+  Object.assign(chat.settings, { model, other });
+  dials.show(chat.settings);
+  document.body.classList.remove("list-open");
+  draw();
+  list();
+  $("say").focus();
+}
+
+// Models ------------------------------------------------------------------------------------------------
+
+async function listModels() {
+  models = (await ask("GET", "/v1/models")).data;
+  for (const select of [$("model"), $("other")]) {
+    select.replaceChildren(...models.map((model) => element("option", { value: model.id, textContent: continues(model) ? `${model.id} (continues)` : model.id })));
+  }
+  choose(chat.settings.model, chat.settings.other);
+  draw();
+}
+
+function choose(model, other) {
+  if (modelOf(model)) $("model").value = model;
+  if (modelOf(other)) $("other").value = other;
+  else if (models.length > 1) $("other").value = models[1].id;
+  compare(Boolean(modelOf(other)));
+}
+
+function compare(is) {
+  $("compare").setAttribute("aria-pressed", is);
+  $("other-label").hidden = !is;
+}
+
+function modelsChanged() {
+  const beside = $("compare").getAttribute("aria-pressed") === "true";
+  chat.settings.model = $("model").value;
+  chat.settings.other = beside ? $("other").value : undefined;
+  if (!chat.messages.length) draw();
+  attempt(keepSettings);
+}
+
+// What people do ----------------------------------------------------------------------------------------
+
+const dials = new Dials((changed) => {
+  Object.assign(chat.settings, changed);
+  attempt(keepSettings);
+});
+
+function submit() {
+  const text = $("say").value.trim();
+  if (!text || writing) return;
+  $("say").value = "";
+  fit();
+  attempt(() => send(text));
+}
+
+function fit() {
+  $("say").style.height = "auto";
+  $("say").style.height = `${Math.min($("say").scrollHeight + 2, 240)}px`;
+}
+
+function panel(is) {
+  $("dials").hidden = !is;
+  $("open-dials").setAttribute("aria-expanded", is);
+}
+
+function theme(name) {
+  document.documentElement.dataset.theme = name;
+  localStorage.setItem("pilgrim-theme", name);
+}
+
+function otherTheme() {
+  const now = document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  theme(now === "dark" ? "light" : "dark");
+}
+
+$("composer").addEventListener("submit", (event) => (event.preventDefault(), submit()));
+$("say").addEventListener("input", fit);
+$("say").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    submit();
+  }
+});
+$("stop").addEventListener("click", stop);
+$("new-chat").addEventListener("click", begin);
+$("search").addEventListener("input", () => attempt(list));
+$("model").addEventListener("change", modelsChanged);
+$("other").addEventListener("change", modelsChanged);
+$("compare").addEventListener("click", () => {
+  compare($("compare").getAttribute("aria-pressed") !== "true");
+  modelsChanged();
+});
+$("theme").addEventListener("click", otherTheme);
+$("open-dials").addEventListener("click", () => panel($("dials").hidden));
+$("close-dials").addEventListener("click", () => panel(false));
+$("open-sidebar").addEventListener("click", () => document.body.classList.add("list-open"));
+$("close-sidebar").addEventListener("click", () => document.body.classList.remove("list-open"));
+$("import").addEventListener("click", () => $("import-file").click());
+$("import-file").addEventListener("change", async () => {
+  const [file] = $("import-file").files;
+  $("import-file").value = "";
+  if (!file) return;
+  await attempt(async () => {
+    let data;
+    try {
+      data = JSON.parse(await file.text());
+    } catch {
+      throw new Refused(400, `${file.name} is no JSON; choose a file that was exported here.`);
+    }
+    const { chats } = await ask("POST", "/api/import", data);
+    say(`${chats} chats were added.`);
+    await list();
+  });
+});
+for (const link of document.querySelectorAll(".foot a")) {
+  link.addEventListener("click", (event) => {
+    event.preventDefault(); // a plain link could not show the key
+    attempt(() => download(link.getAttribute("href"), link.getAttribute("download")));
+  });
+}
+document.addEventListener("keydown", (event) => {
+  const command = event.ctrlKey || event.metaKey;
+  if (event.key === "Escape" && writing) stop();
+  else if (command && event.key.toLowerCase() === "k") (event.preventDefault(), document.body.classList.add("list-open"), $("search").focus());
+  else if (command && event.shiftKey && event.key.toLowerCase() === "o") (event.preventDefault(), begin());
+});
+
+const themed = localStorage.getItem("pilgrim-theme");
+if (themed) theme(themed);
+dials.show(chat.settings);
+draw();
+attempt(listModels);
+attempt(async () => {
+  try {
+    await list();
+  } catch (error) {
+    if (!(error instanceof Refused) || error.status !== 404) throw error;
+    keeps = false;
+    document.body.classList.add("keeps-nothing");
+    $("temporary").checked = $("temporary").disabled = true;
+  }
+});
+$("say").focus();
