@@ -1,15 +1,16 @@
 """Problems whose replies a program can grade: what reinforcement learning asks, and what a reply is worth.
 
-    kind           a row of the file                                          worth 1 spelling       {"word":
-    "banana", "letter": "a"}, or without a letter     the right count; the right letters counting
-    {"word": "banana", "letter": "a"}                          the same, and counted: see below gsm8k
-    {"question": …, "answer": "… #### 18"}                     the right number ifeval         {"prompt": …,
-    "instruction_id_list": […], "kwargs": […]}   every instruction followed questions      {"prompt": …,
-    "exact" or "regex" or …: …}                  the answer; a format own            {"prompt": …}, and
-    whatever your function reads            what your function returns
+    kind        a row of the file                                     worth 1
+    sentence    {"prompt": …, "word": "dog"}                          one sentence with the word; half for either
+    spelling    {"word": "banana", "letter": "a"}, or no letter       the right count; the right letters
+    counting    {"word": "banana", "letter": "a"}                     the same, and counted: see below
+    gsm8k       {"question": …, "answer": "… #### 18"}                the right number
+    ifeval      {"prompt", "instruction_id_list", "kwargs"}           every instruction followed
+    questions   {"prompt": …, "exact" or "regex" or …: …}             the answer; a format
+    own         {"prompt": …}, and whatever your function reads       what your function returns
 
-The first four are graded by the very code that grades them in evaluations (pilgrim/evals/tasks), so what is
-rewarded is what will be measured. `ifeval` and `questions` are also how formats are asked for: a reply
+All but the first and the last are graded by the code that grades them in evaluations (pilgrim/evals/tasks), so
+what is rewarded is what will be measured. `ifeval` and `questions` are also how formats are asked for: a reply
 without commas, of two paragraphs, that a regular expression finds. For the last see own.py.
 
 `counting` wants more than the right number: the calculator must have counted that letter in that word. Half
@@ -28,12 +29,14 @@ from pilgrim.core.errors import DataError
 from pilgrim.core.files import read_jsonl_zst
 from pilgrim.evals.chat_items import ChatItem, Verdict, text
 from pilgrim.evals.tasks.arithmetic import read_gsm8k
+from pilgrim.evals.tasks.instruction_checks import sentences
 from pilgrim.evals.tasks.instructions import read_ifeval
 from pilgrim.evals.tasks.own import read_question
 from pilgrim.evals.tasks.spelling import read_spelling
+from pilgrim.infer.tools import spoken
 from pilgrim.text.chat import Message, messages_from_row
 
-Kind = Literal["spelling", "counting", "gsm8k", "ifeval", "questions", "own"]
+Kind = Literal["sentence", "spelling", "counting", "gsm8k", "ifeval", "questions", "own"]
 
 
 def read_counting(row: Mapping[str, Any], line: int, place: str) -> ChatItem:
@@ -104,6 +107,9 @@ def read_problems(file: Path, kind: Kind, own: OwnGrade | None = None) -> list[P
 
 
 def _problem(row: dict[str, Any], line: int, place: str, kind: Kind, own: OwnGrade | None) -> Problem:
+    if kind == "sentence":
+        word, prompt = text(row, "word", place), text(row, "prompt", place)
+        return Problem(line, place, (Message("user", prompt),), lambda reply: one_sentence(reply, word))
     if kind == "own":
         assert own is not None
         messages = _messages(row, place)
@@ -111,6 +117,15 @@ def _problem(row: dict[str, Any], line: int, place: str, kind: Kind, own: OwnGra
         return Problem(line, place, messages, lambda reply: own(asked, reply, row, place))
     item = READERS[kind](row, line, place)
     return Problem(line, place, (Message("user", item.prompt),), lambda reply: _right(item, reply))
+
+
+def one_sentence(reply: str, word: str) -> Graded:
+    """A half for one whole sentence and no more, a half for the word in it (or its plural)."""
+    said = spoken(reply).strip()
+    whole = sentences(said) == 1 and said[-1:] in ".!?\"'"
+    named = re.search(rf"\b{re.escape(word)}s?\b", said, re.IGNORECASE) is not None
+    why = " and ".join(["not one sentence"] * (not whole) + [f"no {word}"] * (not named))
+    return Graded(0.5 * whole + 0.5 * named, why)
 
 
 def _right(item: ChatItem, reply: str) -> Graded:

@@ -48,6 +48,24 @@ def test_what_is_right_is_worth_1(
     assert not problem.grade(wrong).solved
 
 
+@pytest.mark.parametrize(
+    ("reply", "reward"),
+    [
+        ("The dog ran home.", 1.0),
+        ("Two dogs!", 1.0),
+        ("A cat ran home.", 0.5),
+        ("The dog ran. It was late.", 0.5),
+        ("The dog ran and", 0.5),
+        ("It ran. It was late.", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_a_sentence_is_worth_a_half_and_its_word_another(tmp_path: Path, reply: str, reward: float) -> None:
+    (problem,) = read_problems(file_of(tmp_path, {"prompt": "?", "word": "dog"}), "sentence")
+    assert problem.grade(reply).reward == reward
+    assert problem.grade(reply).solved == (reward == 1)
+
+
 def test_own_rows_may_be_conversations(tmp_path: Path) -> None:
     talk = [
         {"role": "user", "content": "Hi"},
