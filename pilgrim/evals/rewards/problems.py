@@ -1,7 +1,7 @@
 """Problems whose replies a program can grade: what reinforcement learning asks, and what a reply is worth.
 
     kind        a row of the file                                     worth 1
-    sentence    {"prompt": …, "word": "dog"}                          one sentence with the word; half for either
+    sentence    {"prompt": …, "word": "dog"}                          one sentence with the word
     spelling    {"word": "banana", "letter": "a"}, or no letter       the right count; the right letters
     counting    {"word": "banana", "letter": "a"}                     the same, and counted: see below
     gsm8k       {"question": …, "answer": "… #### 18"}                the right number
@@ -9,9 +9,12 @@
     questions   {"prompt": …, "exact" or "regex" or …: …}             the answer; a format
     own         {"prompt": …}, and whatever your function reads       what your function returns
 
-All but the first and the last are graded by the code that grades them in evaluations (pilgrim/evals/tasks), so
-what is rewarded is what will be measured. `ifeval` and `questions` are also how formats are asked for: a reply
-without commas, of two paragraphs, that a regular expression finds. For the last see own.py.
+All but the first and the last are graded by the code that grades them in evaluations (evals/tasks), so
+what is rewarded is what will be measured. `ifeval` and `questions` are also how formats are asked for: a
+reply without commas, of two paragraphs, that a regular expression finds. For the last see own.py.
+
+`sentence` gives a half for one sentence, whatever it says, and a half for the word, wherever it stands. Where
+a model hardly ever does both, there are differences to learn from all the same.
 
 `counting` wants more than the right number: the calculator must have counted that letter in that word. Half
 of all answers are 1, so a model that guesses is rewarded half the time, and every lucky guess makes whatever
