@@ -1,7 +1,7 @@
 """`pilgrim serve`: models behind OpenAI's HTTP API."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -40,6 +40,10 @@ def serve(
     rows: Annotated[int, typer.Option(min=1, help="Replies of a model that are written together.")] = 32,
     queue: Annotated[int, typer.Option(min=0, help="Replies that may wait; then 429 is answered.")] = 256,
     models: Annotated[int, typer.Option(min=1, help="Models that stay in memory.")] = 2,
+    weights: Annotated[
+        Literal["full", "int8", "int4", "fp8"],
+        typer.Option(help="Weights of fewer bits: sooner written, a little worse."),
+    ] = "full",
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="Largest request, in MB.")] = 4,
     log_chats: Annotated[
         Path | None,
@@ -68,6 +72,7 @@ def serve(
         rows=rows,
         waiting=queue,
         kept=models,
+        weights=weights,
         max_body_mb=max_body_mb,
         log_chats=log_chats,
         chats=None if no_chats else chats,

@@ -24,6 +24,7 @@ from pilgrim.core.runtime import Runtime
 from pilgrim.core.stages import CHAT, TRAINED
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.load import load_engine, load_tokenizer
+from pilgrim.infer.quantized import Weights
 from pilgrim.serve.driver import Driver
 from pilgrim.serve.metrics import Metrics
 from pilgrim.serve.refusals import Refusal, stopping
@@ -83,14 +84,15 @@ class Models:
         rows: int = 32,
         waiting: int = 256,
         kept: int = 2,
+        weights: Weights = "full",
     ) -> None:
         """`runs`: folders by name. Of each model `rows` replies are written together, and `waiting` wait.
-        `kept`: models in memory.
+        `kept`: models in memory. `weights`: in how many bits (infer/quantized.py).
         """
         self.runs = dict(runs)
         self.metrics = Metrics(lambda: self.loaded)
         self._runtime = runtime
-        self._rows, self._waiting, self._kept = rows, waiting, kept
+        self._rows, self._waiting, self._kept, self._weights = rows, waiting, kept, weights
         self._loaded: dict[Entry, Loaded] = {}  # the one that was used last at the end
         self._loading = asyncio.Lock()
         self._stopped = False
@@ -180,6 +182,7 @@ class Models:
             step=entry.step,
             record=True,  # it lives long
             lookup=True,
+            weights=self._weights,
         )
 
     def _make_room(self) -> None:

@@ -10,6 +10,7 @@ from pilgrim.core.files import explained
 from pilgrim.core.runtime import RuntimeSettings
 from pilgrim.core.runtime import start as start_runtime
 from pilgrim.infer.load import newest_stage
+from pilgrim.infer.quantized import Weights
 from pilgrim.serve.catalog import Models
 from pilgrim.serve.server import serve
 from pilgrim.serve.settings import ServeSettings
@@ -24,6 +25,7 @@ def start(
     rows: int,
     waiting: int,
     kept: int,
+    weights: Weights,
     max_body_mb: float,
     log_chats: Path | None,
     chats: Path | None,
@@ -48,7 +50,7 @@ def start(
         settings = settings.with_key(secrets.token_urlsafe(24))
         say(f"API key, made up for this server and not shown again: {settings.api_key}")
     runtime = start_runtime(RuntimeSettings(), seed=0)  # requests have seeds of their own
-    serve(Models(runs, runtime, rows, waiting, kept), settings, say)
+    serve(Models(runs, runtime, rows, waiting, kept, weights), settings, say)
 
 
 def by_name(folders: Sequence[Path]) -> dict[str, Path]:

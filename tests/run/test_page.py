@@ -8,21 +8,16 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
 from chain_runs import chain_run
+from serving import Served, serving
 
-from pilgrim.core.runtime import RuntimeSettings, start
-from pilgrim.serve.catalog import Models
 from pilgrim.serve.history import Chats
-from pilgrim.serve.server import Server, bound
 from pilgrim.serve.settings import ServeSettings
 
 sync_api = pytest.importorskip("playwright.sync_api", reason='needs Playwright: pip install "pilgrim[test]"')
@@ -57,19 +52,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-@contextmanager
-def serving(runs: dict[str, Path], settings: ServeSettings) -> Iterator[str]:
-    """A server at work; its address."""
-    models = Models(runs, start(RuntimeSettings(device="cpu", dtype="fp32"), seed=1), rows=2)
-    door = bound(settings)
-    server = Server(models, settings)
-    thread = Thread(target=server.run, args=([door],))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{door.getsockname()[1]}/"
-    finally:
-        server.should_exit = True
-        thread.join()
+def address(served: Served) -> str:
+    return f"http://{served.host}:{served.port}/"
 
 
 @pytest.fixture
@@ -79,8 +63,8 @@ def chats(tmp_path: Path) -> Chats:
 
 @pytest.fixture
 def site(runs: dict[str, Path], chats: Chats) -> Iterator[str]:
-    with serving(runs, ServeSettings(port=0, chats=chats.file)) as address:
-        yield address
+    with serving(runs, ServeSettings(port=0, chats=chats.file)) as served:
+        yield address(served)
 
 
 @pytest.fixture
@@ -330,14 +314,14 @@ def test_what_goes_wrong_is_said_and_nothing_is_lost(page: Page) -> None:
 
 def test_a_server_with_a_key_asks_for_it(browser: Any, runs: dict[str, Path], chats: Chats) -> None:
     settings = ServeSettings(port=0, chats=chats.file)
-    with serving(runs, replace(settings, api_key="secret")) as address:
-        unlock(browser, address)
+    with serving(runs, settings.with_key("secret")) as served:
+        unlock(browser, address(served))
 
 
-def unlock(browser: Any, address: str) -> None:
+def unlock(browser: Any, site: str) -> None:
     context = browser.new_context()
     page = context.new_page()
-    page.goto(address)
+    page.goto(site)
     page.get_by_label("API key").fill("secret")
     page.get_by_role("button", name="Go on").click()
     page.wait_for_selector("#model option", state="attached")

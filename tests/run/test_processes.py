@@ -363,7 +363,8 @@ def test_questions_are_answered_alike(runs: Path, tmp_path: Path) -> None:
     for mine, theirs in zip(one, two, strict=True):
         assert mine["values"].keys() == theirs["values"].keys()
         for stage, value in mine["values"].items():
-            assert value == pytest.approx(theirs["values"][stage], rel=1e-5)
+            assert value["n"] == theirs["values"][stage]["n"]
+            assert value["value"] == pytest.approx(theirs["values"][stage]["value"], rel=1e-5)
     for stage in STAGES:
         watched = [
             [row["watch"] for row in rows(runs / run, stage, "evals")] for run in ("one", "zero", "three")
