@@ -36,6 +36,7 @@ from pilgrim.model.attention_choice import refuse_impossible
 from pilgrim.model.precision import refuse_odd_sizes
 from pilgrim.stages import fit
 from pilgrim.stages.recipe import Recipe, load_recipe
+from pilgrim.stages.rl_tasks import task_files
 
 STAGES = {
     "tokenizer": "learn a vocabulary from the text",
@@ -44,6 +45,7 @@ STAGES = {
     "midtrain": "meet conversations while the learning rate falls",
     "sft": "learn to answer, and to stop",
     "dpo": "learn which of two replies is the better one",
+    "rl": "learn from the rewards that its own replies earn",
     "evaluate": "measure what was reached",
 }
 BY_FIRST = ("tokenizer", "shards")  # what one process does while the others wait
@@ -276,4 +278,4 @@ def _data_files(recipe: Recipe) -> dict[str, Path]:
     for name, settings in recipe.datasets.items():
         if name in used:
             found |= {file: find(file, f"datasets.{name}") for file in local_files(settings)}
-    return found
+    return found | (task_files(recipe.rl) if recipe.rl else {})

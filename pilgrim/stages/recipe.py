@@ -25,6 +25,7 @@ from pilgrim.model.config import ModelSettings
 from pilgrim.model.count import parameters
 from pilgrim.optim import scaling
 from pilgrim.optim.groups import OptimSettings
+from pilgrim.stages.rl_settings import RlSettings
 from pilgrim.train.grow import GrowSettings, mean_tokens
 from pilgrim.train.health import HealthSettings
 from pilgrim.train.preference import PreferenceSettings
@@ -148,6 +149,7 @@ class Recipe(Settings):
     midtrain: MidtrainSettings | None = None
     sft: MixedSettings | None = None
     dpo: PreferenceSettings | None = None
+    rl: RlSettings | None = None
     eval: EvalSettings = EvalSettings()
 
     @field_validator("name")
@@ -180,6 +182,12 @@ class Recipe(Settings):
             )
         if self.dpo is not None and self.dpo.steps is None:
             raise ValueError("dpo.steps is missing: it depends on the pairs, not on model.depth; try 100")
+        return self
+
+    @model_validator(mode="after")
+    def _rl_has_steps(self) -> "Recipe":
+        if self.rl is not None and self.rl.steps is None:
+            raise ValueError("rl.steps is missing: it depends on the problems, not on model.depth; try 100")
         return self
 
     @model_validator(mode="after")
@@ -306,6 +314,7 @@ class Recipe(Settings):
             "midtrain": self.midtrain and self._midtrain(rows, steps),
             "sft": self.sft and _filled(self.sft, self._rows("sft", rows), 0),
             "dpo": self.dpo and self._dpo(rows),
+            "rl": self.rl and _filled(self.rl, rows, 0),
         }
         return self.model_copy(update=changes)
 

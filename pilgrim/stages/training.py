@@ -74,6 +74,8 @@ class Plan:
     objective: Objective = NEXT_TOKEN
     ahead: bool = True  # batches may be made ahead of the step (train/loop.py)
     made: Callable[[Given], Made] | None = None  # where rows depend on the weights that the stage begins with
+    # (the model as it is, step) -> more measures of an evaluation
+    look: Callable[[Transformer, int], dict[str, Any]] | None = None
 
 
 def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None], notes: Path) -> Parts:
@@ -151,7 +153,8 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         values = [value for value in measures.values() if isinstance(value, float)]
         if not all(map(math.isfinite, values)):  # the weights are spoiled, and the loop stops
             return measures
-        return measures | sources | watching.look(model, step)
+        looked = plan.look(model, step) if plan.look else {}
+        return measures | sources | watching.look(model, step) | looked
 
     optimizers = Optimizers(
         model,

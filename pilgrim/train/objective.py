@@ -40,7 +40,7 @@ class Objective:
     divisor: Divisor = trained_tokens
     sums: Callable[[Batch, Losses], Tensor] | None = None  # fp32 [k]; nothing is propagated back through it
     measures: Callable[[Sequence[float]], dict[str, Any]] = nothing_more
-    extra: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()  # what its batches carry: numbers [b, t] by these names
 
 
 NEXT_TOKEN = Objective(next_token_losses)

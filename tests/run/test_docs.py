@@ -229,6 +229,8 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "model.width=16",
             *(f"{stage}.{key}" for stage in ("pretrain", "midtrain", "sft") for key in ("steps=2", "rows=8")),
             *(f"{stage}.warmup=0" for stage in ("pretrain", "midtrain", "sft")),
+            *(f"rl.{setting}=2" for setting in ("steps", "rows", "prompts", "replies", "held_out_prompts")),
+            "rl.reply_tokens=2",
             "eval.sample_tokens=2",
             "eval.reply_tokens=2",
         ],
