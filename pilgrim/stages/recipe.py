@@ -314,7 +314,7 @@ class Recipe(Settings):
             "midtrain": self.midtrain and self._midtrain(rows, steps),
             "sft": self.sft and _filled(self.sft, self._rows("sft", rows), 0),
             "dpo": self.dpo and self._dpo(rows),
-            "rl": self.rl and _filled(self.rl, rows, 0),
+            "rl": self.rl and _filled(self.rl, self._rows("rl", rows), 0),
         }
         return self.model_copy(update=changes)
 
