@@ -82,7 +82,8 @@ def _shrink(tree: Tree, recipe: Recipe) -> str:
 
 def _stand_in(tree: Tree, recipe: Recipe, folder: Path) -> list[str]:
     """Names small files in the tree in place of its own; says which."""
-    said, of_data = [], tree.setdefault("data", {})
+    said: list[str] = []
+    of_data = tree.setdefault("data", {})
     for key in ("train", "val", "conversations", "conversations_val"):
         kind: Kind = "conversations" if key.startswith("conversations") else "text"
         if key == "conversations" and "chat_train" not in recipe.token_sets():

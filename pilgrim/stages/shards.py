@@ -51,7 +51,7 @@ def _write_dataset(
     """The token set of a data set, unless it was made of the same before this stage was interrupted."""
     folder, settings = journey.folder / "shards", journey.recipe.datasets[name]
     hashes = {file: sha256_file(find(file)) for file in local_files(settings)}
-    origin = {"settings": settings.model_dump(mode="json"), "sha256": hashes}
+    origin: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "sha256": hashes}
     if settings.is_text:
         origin["apart_from"] = fingerprint(val)
     if (folder / f"{name}.json").exists():
