@@ -242,11 +242,17 @@ class PackedRows:
                 raise DataError(f"{self.tokens.name}: none of its tokens is to be learned; use other data")
             for pieces in left:
                 done += 1
-                row = build_row(self.tokens, pieces, self.context, self.end_id)
-                yield row, {"epoch": epoch, "window": window, "taken": [*before, [self.context, done]]}
+                yield (
+                    self.row(pieces),
+                    {"epoch": epoch, "window": window, "taken": [*before, [self.context, done]]},
+                )
             taken, window = [], window + 1
             if window == windows:
                 epoch, window = epoch + 1, 0
+
+    def row(self, pieces: Sequence[Piece]) -> Batch:
+        """One row of what was packed together."""
+        return build_row(self.tokens, pieces, self.context, self.end_id)
 
     def epochs(self, position: Position) -> float:
         """How many times the set was read when the window of documents of a position was begun."""

@@ -202,11 +202,11 @@ class Loop:
             )
         if parts.runtime.device.type == "cuda" and parts.micro.given is None and parts.micro.tokens is None:
             largest = max(coming, key=lambda phase: (phase.context, phase.rows))
-            self.gradients.fit(largest, parts.optimizers.missing_bytes())
+            self.gradients.fit(largest, parts.optimizers.missing_bytes(), parts.objective.extra)
         # Several processes settle by it how gradients are sent, too: a resumed run adds in the same order.
         if parts.runtime.compile or self.processes.count > 1:
             for phase in {(phase.rows, phase.context, phase.window): phase for phase in coming}.values():
-                few = blank(self.gradients.rows(phase), phase.context)
+                few = blank(self.gradients.rows(phase), phase.context, parts.objective.extra)
                 self.gradients.of(few, phase, self.state.step)
             parts.optimizers.rehearse(self.health.rehearsal())
         if parts.runtime.compile:

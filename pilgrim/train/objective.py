@@ -4,6 +4,7 @@
     divisor     a whole batch -> what the sum is divided by: trained tokens, pairs, ...
     sums        a batch and its losses -> sums to be logged, where they can be had from those
     measures    the sums of a step -> what stands in its row of metrics.jsonl
+    extra       names of what head_loss wants to know of each place besides, [b, t] in `Batch.extra`
 
 Sums, because they can be added up: over the microbatches of a step, and over processes. So whatever the batch
 is cut into, the row of a step is the same. What is to be a mean is logged by a sum and a count, of which
@@ -14,7 +15,7 @@ each place in `Batch.extra`: which source a token is of, how likely a reference 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,12 +47,7 @@ NEXT_TOKEN = Objective(next_token_losses)
 
 
 def with_sums(losses: TokenLosses, objective: Objective) -> TokenLosses:
-    """The losses, with the sums that `objective` wants. They are made outside of what is compiled.
-
-    A blank batch, such as memory and compiler are tried with, gets the numbers that real ones carry.
-    """
-    if objective.extra:
-        losses = _carrying(losses, objective.extra)
+    """The losses, with the sums that `objective` wants. They are made outside of what is compiled."""
     if objective.sums is None:
         return losses
     sums = objective.sums
@@ -62,13 +58,3 @@ def with_sums(losses: TokenLosses, objective: Objective) -> TokenLosses:
             return found._replace(sums_k=sums(batch, found))
 
     return more
-
-
-def _carrying(losses: TokenLosses, names: Sequence[str]) -> TokenLosses:
-    def filled_up(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
-        if not batch.extra:
-            zeros = torch.zeros(batch.inputs_bt.shape, device=batch.inputs_bt.device)
-            batch = replace(batch, extra=dict.fromkeys(names, zeros))
-        return losses(model, batch, dtype)
-
-    return filled_up
