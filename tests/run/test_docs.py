@@ -186,7 +186,7 @@ SETTING = re.compile(rf"(?P<table>{TABLES})\.(?P<key>\w+)( ?=.*)?")
 
 @each_page
 def test_settings_exist(page: Path) -> None:
-    recipe = load_recipe(ROOT / "recipes/pocket.toml", ["dpo.steps=100"])
+    recipe = load_recipe(ROOT / "recipes/pocket-rl.toml", ["dpo.steps=100"])
     for span in spans(prose(page)):
         setting = SETTING.fullmatch(span)
         if setting and f".{setting['key']}" not in SUFFIXES:
@@ -233,8 +233,6 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "model.width=16",
             *(f"{stage}.{key}" for stage in ("pretrain", "midtrain", "sft") for key in ("steps=2", "rows=8")),
             *(f"{stage}.warmup=0" for stage in ("pretrain", "midtrain", "sft")),
-            *(f"rl.{setting}=2" for setting in ("steps", "rows", "prompts", "replies", "held_out_prompts")),
-            "rl.reply_tokens=2",
             "eval.sample_tokens=2",
             "eval.reply_tokens=2",
         ],
