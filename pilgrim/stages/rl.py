@@ -55,6 +55,7 @@ def plan(journey: Journey) -> Plan:
         chat=True,
         objective=policy_objective(settings.clip_low, settings.clip_high, settings.kl, settings.temperature),
         ahead=False,
+        compiled=runtime.device.type == "cuda",  # on a CPU most of the time is writing, and steps are few
         look=lambda model, step: held_out(writer, tasks, model, settings),
     )
 

@@ -73,6 +73,7 @@ class Plan:
     chat: bool  # it teaches conversations: they are validated and sampled too
     objective: Objective = NEXT_TOKEN
     ahead: bool = True  # batches may be made ahead of the step (train/loop.py)
+    compiled: bool = True  # where the runtime compiles: False where the stage is too short to be worth it
     made: Callable[[Given], Made] | None = None  # where rows depend on the weights that the stage begins with
     # (the model as it is, step) -> more measures of an evaluation
     look: Callable[[Transformer, int], dict[str, Any]] | None = None
@@ -84,7 +85,8 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
     `begin` is the plan's, or another one. `notes` is where the log is kept, in a folder with the stage's
     name, and what was chosen by timing: the run's folder, but for who only looks on.
     """
-    recipe, runtime, settings = journey.recipe, journey.runtime, plan.settings
+    recipe, settings = journey.recipe, plan.settings
+    runtime = replace(journey.runtime, compile=journey.runtime.compile and plan.compiled)
     assert settings.rows is not None
     tokenizer, _ = run_tokenizer(journey)
     network = recipe.model_of(plan.stage)

@@ -186,7 +186,7 @@ SETTING = re.compile(rf"(?P<table>{TABLES})\.(?P<key>\w+)( ?=.*)?")
 
 @each_page
 def test_settings_exist(page: Path) -> None:
-    recipe = load_recipe(ROOT / "recipes/pocket-rl.toml", ["dpo.steps=100"])
+    recipe = load_recipe(ROOT / "recipes/pocket.toml", ["dpo.steps=100"])
     for span in spans(prose(page)):
         setting = SETTING.fullmatch(span)
         if setting and f".{setting['key']}" not in SUFFIXES:
