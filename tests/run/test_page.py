@@ -436,6 +436,7 @@ def test_other_pages_get_nothing(site: str) -> None:
             pass
         assert refused.value.code == 403 and "this server's own page" in refused.value.read().decode()
         refused.value.close()
-    with urlopen(site) as found:
+    with urlopen(site) as found, urlopen(site + "page/index.html") as same:
         policy = found.headers["Content-Security-Policy"]
+        assert same.headers["Content-Security-Policy"] == policy  # by whichever address
     assert "default-src 'none'" in policy and "script-src 'self'" in policy
