@@ -17,6 +17,7 @@ whole.
 """
 
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,7 +102,7 @@ class Chats:
         with self._open() as db:
             chat = db.execute(
                 "INSERT INTO chats (title, created_s, changed_s, settings) VALUES (?, ?, ?, ?)",
-                (_title(title), now_s, now_s, json.dumps(settings or {})),
+                (_title(title), now_s, now_s, _json(settings or {})),
             ).lastrowid
         assert chat is not None
         return self.read(chat)
@@ -120,9 +121,7 @@ class Chats:
             if "title" in changes:
                 db.execute("UPDATE chats SET title = ? WHERE id = ?", (_title(changes["title"]), chat))
             if "settings" in changes:
-                db.execute(
-                    "UPDATE chats SET settings = ? WHERE id = ?", (json.dumps(changes["settings"]), chat)
-                )
+                db.execute("UPDATE chats SET settings = ? WHERE id = ?", (_json(changes["settings"]), chat))
             if "leaf" in changes:
                 self._refuse_foreign(db, chat, changes["leaf"], "leaf")
                 db.execute("UPDATE chats SET leaf = ? WHERE id = ?", (changes["leaf"], chat))
@@ -192,10 +191,10 @@ class Chats:
         made = db.execute(
             "INSERT INTO chats (title, created_s, changed_s, settings) VALUES (?, ?, ?, ?)",
             (
-                _title(chat.get("title") or ""),
+                _title(str(chat.get("title") or "")),
                 _seconds(chat.get("created_s"), now_s),
                 _seconds(chat.get("changed_s"), now_s),
-                json.dumps(chat.get("settings") if isinstance(chat.get("settings"), dict) else {}),
+                _json(chat.get("settings") if isinstance(chat.get("settings"), dict) else {}),
             ),
         ).lastrowid
         assert made is not None
@@ -204,7 +203,7 @@ class Chats:
             if not isinstance(message, dict) or not isinstance(message.get("content"), str):
                 raise DataError(f'{where} has no "content" that is text; export it anew')
             parent = message.get("parent")
-            if parent is not None and parent not in numbers:
+            if parent is not None and (_number(parent) is None or parent not in numbers):
                 raise DataError(
                     f"{where} follows message {parent!r}, which does not come before it; export it anew"
                 )
@@ -214,20 +213,22 @@ class Chats:
             new = NewMessage(
                 role,
                 message["content"],
-                numbers.get(parent),
+                None if parent is None else numbers[parent],
                 about if isinstance(about, dict) else None,
             )
-            numbers[message.get("id")] = self._insert(
+            numbers[_number(message.get("id"))] = self._insert(
                 db, made, new, _seconds(message.get("created_s"), now_s)
             )
-        leaf = numbers.get(chat.get("leaf"), max(numbers.values(), default=None))
+        leaf = numbers.get(_number(chat.get("leaf")), max(numbers.values(), default=None))
         db.execute("UPDATE chats SET leaf = ? WHERE id = ?", (leaf, made))
 
     def _insert(self, db: sqlite3.Connection, chat: int, message: NewMessage, now_s: float) -> int:
         self._refuse_foreign(db, chat, message.parent, "parent")
+        about = message.about or {}
+        _refuse_bad_calls(about.get("calls", []))
         added = db.execute(
             "INSERT INTO messages (chat, parent, role, content, created_s, about) VALUES (?, ?, ?, ?, ?, ?)",
-            (chat, message.parent, message.role, message.content, now_s, json.dumps(message.about or {})),
+            (chat, message.parent, message.role, message.content, now_s, _json(about)),
         ).lastrowid
         assert added is not None
         return added
@@ -296,6 +297,28 @@ def _turns(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"role": role, "content": content[said:]}
 
 
+def _refuse_bad_calls(calls: Any) -> None:
+    """Raises DataError for what `_turns` could not read: it would spoil the training rows of all chats."""
+    for call in calls if isinstance(calls, list) else [None]:
+        match call:
+            case {"offset": int(), "id": str(), "type": str(), "function": dict(), "result": str()}:
+                continue
+        raise DataError(
+            "about.calls must be a list of calls with offset, id, type, function and result; leave it out"
+        )
+
+
+def _json(value: Any) -> str:
+    """Raises what `_open` explains for half a character, and DataError for a number that JSON lacks.
+
+    Else what was kept could never be sent again, and the list of all chats with it.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise DataError("a number is infinite or none at all, which can't be kept; take it out") from error
+
+
 def _chat(row: sqlite3.Row) -> dict[str, Any]:
     return {**dict(row), "settings": json.loads(row["settings"])}
 
@@ -311,7 +334,13 @@ def _title(text: str) -> str:
 
 
 def _seconds(value: Any, otherwise: float) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if plain and abs(value) < 1e12 and math.isfinite(value) else otherwise
+
+
+def _number(value: Any) -> int | None:
+    """A message's number in an exported file; None if it has none."""
+    return value if isinstance(value, int) else None
 
 
 def _snippet(content: str, search: str) -> str:

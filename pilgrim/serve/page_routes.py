@@ -19,7 +19,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi import Path as InPath
@@ -36,6 +35,11 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Cache-Control": "no-cache",  # a browser asks whether they have changed: files of two versions don't fit
+    "Referrer-Policy": "no-referrer",
+}
 LONGEST_TEXT = 1_000_000  # characters of a message
 
 Number = Annotated[int, InPath(ge=1, le=2**53)]
@@ -69,22 +73,24 @@ class Said(_Body):
     about: dict[str, Any] = Field(default_factory=dict)
 
 
+class _Files(StaticFiles):
+    """The page's, all with its headers: index.html is among them, too."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(HEADERS)
+        return response
+
+
 def add_page(app: FastAPI, chats: Chats | None) -> None:
     """Serve the page at / and, unless `chats` is None, keep its chats."""
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
-        return FileResponse(
-            PAGE / "index.html",
-            headers={
-                "Content-Security-Policy": POLICY,
-                "Cache-Control": "no-cache",
-                "Referrer-Policy": "no-referrer",
-            },
-        )
+        return FileResponse(PAGE / "index.html", headers=HEADERS)
 
     app.include_router(_chat_routes(chats))
-    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    app.mount("/page", _Files(directory=PAGE), name="page")
 
 
 def _chat_routes(chats: Chats | None) -> APIRouter:
@@ -162,7 +168,7 @@ def _told() -> Iterator[None]:
 def _refuse_foreign(request: Request) -> None:
     """Raises Refusal for a request that a page of somebody else made a browser send."""
     origin, host = request.headers.get("origin"), request.headers.get("host")
-    foreign = origin is not None and urlsplit(origin).netloc != host
+    foreign = origin is not None and origin.partition("://")[2] != host
     if foreign or request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise Refusal(
             f"chats are for this server's own page, and not for {origin or 'another page'}", status=403

@@ -22,6 +22,7 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
@@ -129,6 +130,13 @@ def _add_refusals(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
+    async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+        """A body or an address of the page's own paths."""
+        assert isinstance(error, RequestValidationError)
+        found = error.errors()[0]
+        place = ".".join(map(str, found["loc"])).encode(errors="replace").decode()
+        return Refusal(f"{place}: {found['msg']}; correct it", param=place).response()
+
     async def on_bug(_: Request, error: Exception) -> JSONResponse:
         return our_fault().response()  # what called this raises the error again, for the terminal
 
@@ -137,6 +145,7 @@ def _add_refusals(app: FastAPI) -> None:
 
     app.add_exception_handler(Refusal, on_refusal)
     app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(Exception, on_bug)
     for gone in (Gone, ClientDisconnect):
         app.add_exception_handler(gone, on_gone)

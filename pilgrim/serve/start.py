@@ -74,4 +74,9 @@ def _key(variable: str | None) -> str | None:
     key = os.environ.get(variable, "")
     if not key.strip():
         raise PilgrimError(f"--api-key-env {variable}: that variable is empty or not set; put the key in it")
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise PilgrimError(
+            f"--api-key-env {variable}: a key in a header has only ASCII letters, digits and signs, and no "
+            "white space; take another"
+        )
     return key

@@ -279,6 +279,47 @@ def test_a_chat_that_shall_not_be_kept_is_not(page: Page, chats: Chats) -> None:
     assert len(texts(page)) == 4 and chats.listed() == []
 
 
+def test_a_new_chat_gets_nothing_of_the_reply_that_was_being_written(page: Page, chats: Chats) -> None:
+    page.select_option("#model", "endless")
+    page.evaluate("document.getElementById('dial-max_tokens').max = 16000")
+    page.click("#open-dials")
+    page.locator("#dial-max_tokens").fill("16000")
+    page.fill("#say", "One")
+    page.press("#say", "Enter")
+    page.locator(".draft .text", has_text="abcabc").wait_for()
+    page.click("#new-chat")
+    page.locator("#send").wait_for()
+    page.select_option("#model", "first")
+    page.locator(".welcome").wait_for()
+    say(page, "Two")
+    assert texts(page) == ["Two", SAID]
+    old, new = chats.read(1)["messages"], chats.read(2)["messages"]
+    assert [message["content"] for message in new] == ["Two", SAID]
+    assert old[0]["content"] == "One" and old[1]["content"].startswith("abc")
+
+
+def test_whether_a_chat_is_kept_is_settled_by_its_first_message(page: Page, chats: Chats) -> None:
+    page.click("#open-dials")
+    page.check("#temporary")
+    say(page, "One")
+    assert page.is_disabled("#temporary")
+    say(page, "Two")
+    assert chats.listed() == []
+    page.click("#new-chat")
+    page.uncheck("#temporary")
+    say(page, "Three")
+    assert page.is_disabled("#temporary")
+    assert len(chats.listed()) == 1
+
+
+def test_a_message_that_cannot_be_kept_stays_in_its_field(page: Page) -> None:
+    page.route("**/api/chats", lambda route: route.abort())
+    page.fill("#say", "Hello")
+    page.press("#say", "Enter")
+    page.locator("#problem", has_text="does not answer").wait_for()
+    assert page.input_value("#say") == "Hello"
+
+
 def test_export_and_import(page: Page, chats: Chats, tmp_path: Path) -> None:
     say(page, "Keep me")
     files = {}
@@ -395,6 +436,7 @@ def test_other_pages_get_nothing(site: str) -> None:
             pass
         assert refused.value.code == 403 and "this server's own page" in refused.value.read().decode()
         refused.value.close()
-    with urlopen(site) as found:
+    with urlopen(site) as found, urlopen(site + "page/index.html") as same:
         policy = found.headers["Content-Security-Policy"]
+        assert same.headers["Content-Security-Policy"] == policy  # by whichever address
     assert "default-src 'none'" in policy and "script-src 'self'" in policy

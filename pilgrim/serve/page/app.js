@@ -18,6 +18,7 @@ let models = [];
 let keeps = true; // whether the server keeps chats
 let chat = emptyChat();
 let writing = null; // an AbortController while a reply is being written
+let sending = false; // from the moment when a person sends a message until it is answered
 let ownNumbers = 0;
 
 function emptyChat() {
@@ -65,25 +66,24 @@ async function askForKey(work) {
 
 // Keeping -----------------------------------------------------------------------------------------------
 
-const isKept = () => keeps && !$("temporary").checked;
+// While the server works, a person may open another chat. So these two are told which one they are for.
 
-async function keepChat() {
-  if (chat.id === null && isKept()) {
-    const made = await ask("POST", "/api/chats", { settings: chat.settings });
-    chat.id = made.id;
-  }
+// Whether a chat is kept is settled with its first message.
+async function keepChat(mine) {
+  if (mine.messages.length || !keeps || $("temporary").checked) return;
+  mine.id ??= (await ask("POST", "/api/chats", { settings: mine.settings })).id;
 }
 
-async function keepMessage({ role, content, parent, about }) {
+async function keepMessage(mine, { role, content, parent, about }) {
   let kept;
-  if (chat.id === null) {
+  if (mine.id === null) {
     kept = { id: `own-${ownNumbers++}`, role, content, parent, about };
   } else {
-    kept = await ask("POST", `/api/chats/${chat.id}/messages`, { role, content, parent, about });
+    kept = await ask("POST", `/api/chats/${mine.id}/messages`, { role, content, parent, about });
   }
-  chat.messages.push(kept);
-  chat.leaf = kept.id;
-  chat.title ||= role === "user" ? content.slice(0, 80) : "";
+  mine.messages.push(kept);
+  mine.leaf = kept.id;
+  mine.title ||= role === "user" ? content.slice(0, 80) : "";
   return kept;
 }
 
@@ -107,15 +107,21 @@ function chosenModels() {
 }
 
 async function send(text, parent = chat.leaf) {
-  await keepChat();
-  const message = await keepMessage({ role: "user", content: text, parent, about: {} });
-  draw();
-  await answer(message, chosenModels());
-  if (isKept()) await list();
+  const mine = chat;
+  await keepChat(mine);
+  const message = await keepMessage(mine, { role: "user", content: text, parent, about: {} });
+  if ($("say").value.trim() === text) $("say").value = ""; // not before: what can't be kept isn't lost
+  fit();
+  if (mine === chat) {
+    draw();
+    await answer(message, chosenModels());
+  }
+  if (mine.id !== null) await list();
 }
 
 // Replies of `asked` models to a message of the user; several at the same time stand side by side.
 async function answer(message, asked) {
+  const mine = chat;
   writing = new AbortController();
   showWriting(true);
   const group = asked.length > 1 ? crypto.randomUUID() : undefined;
@@ -140,11 +146,13 @@ async function answer(message, asked) {
   showWriting(false);
   writing = null;
   for (const draft of drafts.toReversed()) {
-    if (draft.content) await keepMessage(draft); // the first model's reply comes last: the chat goes on with it
+    if (draft.content) await keepMessage(mine, draft); // the first model's reply comes last: the chat goes on with it
   }
-  if (!drafts.some((draft) => draft.content)) chat.leaf = message.id;
-  draw();
-  say("The reply is complete.");
+  if (!drafts.some((draft) => draft.content)) mine.leaf = message.id;
+  if (mine === chat) {
+    draw();
+    say("The reply is complete.");
+  }
   const wrong = written.find((one) => one.status === "rejected" && one.reason.name !== "AbortError");
   if (wrong) throw wrong.reason;
 }
@@ -181,6 +189,7 @@ function draw() {
     }
   }
   log.replaceChildren(...(parts.length ? parts : [welcome()]));
+  $("temporary").disabled = !keeps || chat.messages.length > 0;
   document.title = chat.title ? `${chat.title} · pilgrim` : "pilgrim";
   scrollToEnd(true);
   for (const link of $("chats").querySelectorAll("[data-chat]")) {
@@ -280,7 +289,7 @@ function edit(message, frame) {
     const text = field.value.trim();
     if (!text || text === message.content) return draw();
     if (message.role === "user") return send(text, message.parent);
-    await keepMessage({ role: "assistant", content: text, parent: message.parent, about: { model: "edited" } });
+    await keepMessage(chat, { role: "assistant", content: text, parent: message.parent, about: { model: "edited" } });
     draw();
   };
   field.addEventListener("keydown", (event) => {
@@ -398,12 +407,12 @@ const dials = new Dials((changed) => {
   attempt(keepSettings);
 });
 
-function submit() {
+async function submit() {
   const text = $("say").value.trim();
-  if (!text || writing) return;
-  $("say").value = "";
-  fit();
-  attempt(() => send(text));
+  if (!text || writing || sending) return;
+  sending = true;
+  await attempt(() => send(text));
+  sending = false;
 }
 
 function fit() {

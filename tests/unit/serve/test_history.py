@@ -176,6 +176,14 @@ def test_what_is_exported_can_be_imported(
             {
                 "format": "pilgrim chats",
                 "version": 1,
+                "chats": [{"messages": [{"id": 1, "role": "user", "content": "", "parent": [1]}]}],
+            },
+            "follows message",
+        ),
+        (
+            {
+                "format": "pilgrim chats",
+                "version": 1,
                 "chats": [{"messages": [{"id": 1, "role": "user", "content": "\ud800"}]}],
             },
             "half a character",
@@ -189,6 +197,38 @@ def test_a_bad_import_adds_nothing(chats: Chats, data: Any, complaint: str) -> N
     with pytest.raises(DataError, match=complaint):
         chats.imported(data)
     assert chats.listed() == []
+
+
+@pytest.mark.parametrize(
+    "about",
+    [{"a": "\ud83d"}, {"a": float("nan")}, {"a": float("inf")}, {"calls": None}, {"calls": [{"offset": 1}]}],
+)
+def test_what_could_not_be_sent_again_is_not_kept(chats: Chats, about: dict[str, Any]) -> None:
+    """Else one bad value spoils the list of all chats, or their training rows."""
+    chat = chats.new()["id"]
+    with pytest.raises(DataError, match=r"take it out|leave it out"):
+        chats.add(chat, NewMessage("assistant", "Hi", about=about))
+    if "calls" not in about:
+        with pytest.raises(DataError, match="take it out"):
+            chats.change(chat, {"settings": about})
+    assert chats.read(chat)["messages"] == [] and chats.training_rows() == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"title": 5},
+        {"created_s": float("inf")},
+        {"changed_s": float("nan")},
+        {"created_s": 10**400},
+        {"leaf": [1]},
+    ],
+)
+def test_odd_values_of_an_import_do_no_harm(chats: Chats, odd: dict[str, Any]) -> None:
+    message = {"id": [1], "role": "user", "content": "Hi"}
+    data = {"format": "pilgrim chats", "version": 1, "chats": [{"messages": [message], **odd}]}
+    assert chats.imported(data) == 1
+    json.dumps(chats.exported(), allow_nan=False)
 
 
 def test_training_rows_end_with_an_answer(chats: Chats) -> None:
