@@ -30,6 +30,7 @@ MARK = "dry-run.toml"  # the small recipe, in the run's folder: what has it may 
 ROWS = 40  # of each file
 STAND_INS = 90  # so many times as many rows are in each bundled file
 STEPS, BATCH = 2, 8  # so that 8 processes have a row each
+PAIRS, PROBLEMS = "assets:preferences/heldout.jsonl.zst", "assets:rl/counting.jsonl.zst"
 DEPTH, WIDTH, CONTEXT, WINDOW, VOCABULARY = 2, 64, 128, 32, 512
 
 Tree = dict[str, Any]
@@ -67,6 +68,8 @@ def _shrink(tree: Tree, recipe: Recipe) -> str:
         left_out = ("grow", "micro_rows", "teacher", "eval_every", "checkpoint_every")
         table = {key: value for key, value in tree.get(name, {}).items() if key not in left_out}
         tree[name] = table | {"rows": BATCH, "warmup": 0} | steps
+    if recipe.rl:
+        tree["rl"] |= {"prompts": 2, "replies": 2, "reply_tokens": 8, "held_out_prompts": 2, "updates": 1}
     if recipe.midtrain and recipe.midtrain.context:
         tree["midtrain"]["context"] = 2 * CONTEXT
     short = {"prompts": ["Once"], "questions": ["Hello!"], "sample_tokens": 4, "reply_tokens": 4}
@@ -106,6 +109,13 @@ def _stand_in(tree: Tree, recipe: Recipe, folder: Path) -> list[str]:
             tree["datasets"][name] = {k: v for k, v in table.items() if k not in ("hub", "revision")}
             tree["datasets"][name]["files"] = [small]
             said.append(f"datasets.{name}: {whose}")
+    if recipe.dpo:
+        tree["dpo"] |= {key: [PAIRS] for key in ("pairs", "pairs_val") if tree["dpo"].get(key)}
+        said.append(f"dpo: the bundled pairs ({PAIRS})")
+    for name, task in recipe.rl.tasks.items() if recipe.rl else ():
+        if not (task.prompts.startswith("assets:") or Path(task.prompts).expanduser().is_file()):
+            tree["rl"]["tasks"][name] = {"kind": "counting", "prompts": PROBLEMS, "tools": True}
+            said.append(f"rl.tasks.{name}: the bundled {PROBLEMS} instead of {task.prompts}")
     return said
 
 

@@ -31,6 +31,15 @@ def test_all_stages_of_a_recipe(
     assert small.sft and real.sft and small.sft.mixture == real.sft.mixture
 
 
+def test_preferences_and_rewards_are_walked_through(pilgrim: Callable[..., Any], tmp_path: Path) -> None:
+    missing = 'rl.tasks.counting={kind="gsm8k",prompts="nowhere.jsonl",tools=true}'
+    said = pilgrim("run", RECIPES / "pocket.toml", "dpo.steps=20", missing, "--dry-run")
+    assert said.exit_code == 0, said.output
+    assert "instead of nowhere.jsonl" in " ".join(said.output.split())
+    for stage in ("dpo", "rl", "evaluate"):
+        assert (tmp_path / "runs" / "pocket-dry-run" / stage / "DONE.json").exists()
+
+
 def test_what_is_here_is_cut_and_what_is_not_is_made(
     recipe: Path, pilgrim: Callable[..., Any], tmp_path: Path
 ) -> None:
