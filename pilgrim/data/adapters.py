@@ -17,7 +17,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from pilgrim.core.errors import DataError
-from pilgrim.data.questions import multiple_choice
+from pilgrim.data.questions import checked_choices, multiple_choice
 
 Row = Mapping[str, Any]
 Messages = list[dict[str, Any]]
@@ -27,16 +27,10 @@ _MARK = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
 
 def from_mmlu(row: Row, place: str) -> Messages:
     """ "question", "choices", and "answer", the number of the right one from 0. Raises DataError."""
-    question, choices, answer = _text(row, "question", place), row.get("choices"), row.get("answer")
-    if not isinstance(choices, list) or not 2 <= len(choices) <= len(ascii_uppercase):
-        raise DataError(f'{place}: "choices" must be a list of 2 to 26 texts; mend or drop the row')
-    if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
-        raise DataError(
-            f'{place}: "answer" is {answer!r}, but must be a number from 0 to {len(choices) - 1}; '
-            "mend or drop the row"
-        )
+    question = _text(row, "question", place)
+    choices, answer = checked_choices(row, "choices", "answer", place)
     return [
-        {"role": "user", "content": multiple_choice(question, [str(choice) for choice in choices])},
+        {"role": "user", "content": multiple_choice(question, choices)},
         {"role": "assistant", "content": ascii_uppercase[answer]},
     ]
 

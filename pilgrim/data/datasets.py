@@ -75,6 +75,9 @@ class DatasetSettings(Settings):
             return f'{place}.files is missing: name at least one, as in files = ["data/talk.jsonl.zst"]'
         if self.files and self.kind == "identity":
             return f"{place}.files: identity is made from name, maker and about; leave the files out"
+        for key in ("name", "maker", "about"):
+            if not getattr(self, key).strip():
+                return f"{place}.{key} is empty, and would be an answer; write one, or leave it out"
         if self.kind == "spelling" and not self.limit:
             return f"{place}.limit is missing: spelling is made, as many rows as you say; try limit = 10000"
         if self.seed is not None and not self.limit and self.kind not in MADE:

@@ -90,7 +90,11 @@ def identity(name: str, maker: str, about: str, rows: int | None, seed: int) -> 
         f"I'm {name}, and happy to talk.",
         f"You can call me {name}.",
     )
-    made = (f"I was made by {maker}.", f"{maker} made me.", f"I am the work of {maker}.")
+    made = (
+        f"I was made by {maker}.",
+        f"{maker[:1].upper()}{maker[1:]} made me.",
+        f"I am the work of {maker}.",
+    )
     what = (f"I am {name}. {about}", f"{about} My name is {name}.", about)
     hello = (f"Hello! I am {name}. How can I help?", f"Hi! This is {name}. What can I do for you?")
     pairs = [

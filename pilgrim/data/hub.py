@@ -29,7 +29,7 @@ def fetched(
 
     `endpoint` is another hub than huggingface.co (or HF_ENDPOINT), `cache` another folder. Raises
     PilgrimError without the extra, without a network, and where there is no such file, commit, or data set;
-    DataError if `revision` is no commit.
+    DataError if `revision` is no commit, or nothing on the hub can have such a name.
     """
     if not COMMIT.fullmatch(revision):
         raise DataError(no_commit(place, revision))
@@ -60,6 +60,8 @@ def fetched(
         raise PilgrimError(f"{what}: the data set has no such commit; take one of its history") from None
     except errors.EntryNotFoundError:
         raise PilgrimError(f"{what}: there is no such file in that commit; check its name") from None
+    except ValueError as error:  # a data set's or a file's name that the hub's program does not accept
+        raise DataError(f"{what}: no data set or file is named so ({error}); mend {place}") from None
     except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]  # of its HTTP client
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PilgrimError(

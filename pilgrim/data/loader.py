@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -53,6 +53,8 @@ class Batch:
     # Further numbers of every place, by name, [b, t] or [b, t, k]: what an objective (train/objective.py)
     # wants to know besides. 0 in padding.
     extra: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+    # Of the batch as a whole, plain numbers that belong into the row of its step.
+    told: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
 
     @property
     def trained_tokens(self) -> int:
@@ -76,7 +78,7 @@ class Batch:
             self.documents_bt[mine],
             extra=self._extra(lambda x: x[mine]),
         )
-        return replace(some.filled(n), whole=self)
+        return replace(some.filled(n), whole=self, told=self.told)
 
     def nothing(self) -> "Batch":
         """Padding in the shape of this batch."""
@@ -129,7 +131,7 @@ class Batch:
         """The same batch in memory that a GPU reads by itself. Needs CUDA."""
         parts = (self.inputs_bt, self.targets_bt, self.documents_bt, document_starts(self.documents_bt))
         pinned = Batch(*(x.pin_memory() for x in parts), whole=self.whole)
-        return replace(pinned, extra=self._extra(lambda x: x.pin_memory()))
+        return replace(pinned, extra=self._extra(lambda x: x.pin_memory()), told=self.told)
 
     def _extra(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         return {name: change(x) for name, x in self.extra.items()}
@@ -144,6 +146,15 @@ class Rows(Protocol):
 
     def at(self, context: int) -> "Rows":
         """The same stream in rows of `context` tokens; it goes on from positions at any other length."""
+        ...
+
+
+@runtime_checkable
+class WholeBatches(Protocol):
+    """Rows that come as whole batches, as many in one as belong together (train/rollouts.py)."""
+
+    def batches(self, position: Position | None) -> Iterator[tuple[Batch, Position]]:
+        """Yield (a batch of any number of rows, the position after it)."""
         ...
 
 
@@ -231,11 +242,17 @@ class PackedRows:
                 raise DataError(f"{self.tokens.name}: none of its tokens is to be learned; use other data")
             for pieces in left:
                 done += 1
-                row = build_row(self.tokens, pieces, self.context, self.end_id)
-                yield row, {"epoch": epoch, "window": window, "taken": [*before, [self.context, done]]}
+                yield (
+                    self.row(pieces),
+                    {"epoch": epoch, "window": window, "taken": [*before, [self.context, done]]},
+                )
             taken, window = [], window + 1
             if window == windows:
                 epoch, window = epoch + 1, 0
+
+    def row(self, pieces: Sequence[Piece]) -> Batch:
+        """One row of what was packed together."""
+        return build_row(self.tokens, pieces, self.context, self.end_id)
 
     def epochs(self, position: Position) -> float:
         """How many times the set was read when the window of documents of a position was begun."""
@@ -301,6 +318,9 @@ def stack(rows: Sequence[Batch]) -> Batch:
 
 def batches(source: Rows, rows: int, position: Position | None) -> Iterator[tuple[Batch, Position]]:
     """(batch of `rows` rows, position after it), forever, beginning at `position`."""
+    if isinstance(source, WholeBatches):
+        yield from source.batches(position)
+        return
     stream = source.rows(position)
     while True:
         taken = list(islice(stream, rows))

@@ -28,6 +28,7 @@ def read_parquet(
         raise PilgrimError(
             f"{path}: reading Parquet needs pyarrow, which is not installed; pip install 'pilgrim[hub]'"
         ) from None
+    number = 0
     try:
         with explained("read", path), parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
@@ -37,11 +38,14 @@ def read_parquet(
                     "name another file, or another kind"
                 )
             wanted = [*needed, *(name for name in welcome if name in columns)]
-            number = 0
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: behind row {number} is text that is no valid UTF-8 ({error.reason}); make the file anew"
+        ) from None
     except ArrowInvalid as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path} is no whole Parquet file ({reason}); fetch or make it again") from None

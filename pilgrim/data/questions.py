@@ -6,8 +6,11 @@ layout of multiple choice is nanochat's (tasks/common.py): the letter behind its
 find easier to bind, and no space before it, so that it is the same token as in the reply.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
+from typing import Any
+
+from pilgrim.core.errors import DataError
 
 
 def multiple_choice(question: str, choices: Sequence[str]) -> str:
@@ -18,6 +21,27 @@ def multiple_choice(question: str, choices: Sequence[str]) -> str:
     return (
         f"Multiple Choice question: {question}\n{listed}\nRespond only with the letter of the correct answer."
     )
+
+
+def checked_choices(row: Mapping[str, Any], choices: str, gold: str, place: str) -> tuple[list[str], int]:
+    """`row[choices]`, and `row[gold]`, the number of the right one. Raises DataError."""
+    options, number = row.get(choices), row.get(gold)
+    if not isinstance(options, list) or not 2 <= len(options) <= len(ascii_uppercase):
+        raise DataError(f'{place}: "{choices}" must be a list of 2 to 26 texts; mend or drop the row')
+    for at, option in enumerate(options):
+        if not isinstance(option, str) or not option.strip():
+            raise DataError(
+                f'{place}: "{choices}"[{at}] is {str(option)!r}, which has no tokens that could be scored; '
+                "write text, or drop the row"
+            )
+    if len({option.strip() for option in options}) < 2:
+        raise DataError(f'{place}: all "{choices}" are the same, so none can be right; mend or drop the row')
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(options):
+        raise DataError(
+            f'{place}: "{gold}" is {number!r}, but must be a number from 0 to {len(options) - 1}, one of '
+            f'"{choices}"'
+        )
+    return options, number
 
 
 def spell(word: str) -> str:

@@ -95,7 +95,7 @@ def write_token_set(
         ):
             if array is not None:
                 file = folder / f"{name}.{kind}.npy"
-                _save(file, array)
+                save_array(file, array)
                 hashes[file.name] = sha256_file(file)
     manifest = {"format": FORMAT, **tokens.manifest, "tokenizer": tokenizer, "sha256": hashes}
     manifest |= {} if origin is None else {"origin": dict(origin)}
@@ -140,7 +140,7 @@ def in_memory(name: str, documents: Iterable[Document], vocab_size: int) -> Toke
     )
 
 
-def _save(file: Path, array: NDArray[np.generic]) -> None:
+def save_array(file: Path, array: NDArray[np.generic]) -> None:
     """`np.save`, but a full disk is told with the system's error number, which numpy's error lacks."""
     header = np.lib.format.header_data_from_array_1_0(array)
     with file.open("wb") as out:

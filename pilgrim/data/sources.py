@@ -142,6 +142,11 @@ def apart(documents: Iterable[Text], val: Iterable[Text]) -> Iterator[Text]:
     return (d for d in documents if _digest(d.text) not in held_out)
 
 
+def fingerprint(documents: Iterable[Text]) -> str:
+    """The same for the same documents in any order: what `apart` leaves out follows from it."""
+    return hashlib.sha256(b"".join(sorted({_digest(d.text) for d in documents}))).hexdigest()
+
+
 def _digest(text: str) -> bytes:
     """The same for texts that differ in white space and case only."""
     return hashlib.sha256(" ".join(text.lower().split()).encode()).digest()

@@ -22,7 +22,7 @@ import tomli_w
 
 from pilgrim.core.files import read_json
 from pilgrim.core.runlog import read_rows
-from pilgrim.core.stages import CHAT
+from pilgrim.core.stages import CHAT, TRAINED
 from pilgrim.model.config import ModelConfig
 from pilgrim.model.count import kv_cache_bytes, parameters, weight_bytes
 
@@ -235,6 +235,10 @@ def _document_counts(subject: Subject) -> dict[str, int]:
             if trained_on and manifest.stem not in NOT_LEARNED:
                 for source, count in read_json(manifest).get("sources", {}).items():
                     counts[_family(source)] += count
+        pairs = subject.run / "dpo" / "pairs" / "train.json"
+        if pairs.exists() and subject.stage in TRAINED[TRAINED.index("dpo") :]:
+            for source, count in read_json(pairs).get("sources", {}).items():
+                counts[_family(source)] += count  # both replies of a pair
     return dict(counts)
 
 

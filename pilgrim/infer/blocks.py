@@ -89,6 +89,11 @@ class BlockPool:
             del self._by_name[name]
             self._names[block] = None
 
+    def forget_all(self) -> None:
+        """What any block holds is of no use any more."""
+        for block in list(self._by_name.values()):
+            self.forget(block)
+
     def release(self, blocks: Sequence[int]) -> None:
         """One user less for each of these blocks. What they hold can be found until it is written over."""
         self._clock += 1

@@ -58,7 +58,8 @@ def draw(scores_bv: Tensor, places: Sequence[Place]) -> list[int]:
 
 def thoughts(scores_bv: Tensor, ids: Sequence[int], places: Sequence[Place]) -> list[TokenScores | None]:
     """What the model thought of the drawn tokens, for those who asked."""
-    return token_scores(scores_bv, ids, [place.request.top_logprobs for place in places])
+    tops = [place.request.top_logprobs for place in places]
+    return token_scores(scores_bv, ids, tops, [place.request.scores_at for place in places])
 
 
 def _looks_back(sampling: Sampling) -> bool:

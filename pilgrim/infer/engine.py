@@ -121,6 +121,18 @@ class Engine:
         self._store: PagedCache | None = None  # made when it is known for how much, with the scheduler
         self._scheduler: Scheduler | None = None
 
+    def load(self, model: Transformer) -> None:
+        """Write with the weights of `model` from now on: a network of the same shape, trained further.
+
+        What the cache holds is of the old weights, so it is forgotten; its memory and all that was prepared
+        stay. Raises ValueError if replies are being written.
+        """
+        if not self.idle:
+            raise ValueError("replies are being written: finish or cancel them before weights are loaded")
+        self.model.load_weights(model.weights())
+        if self._scheduler is not None:
+            self._scheduler.pool.forget_all()
+
     # Asking for replies ------------------------------------------------------------------------------
 
     def submit(
@@ -132,6 +144,7 @@ class Engine:
         *,
         logit_bias: Mapping[int, float] | None = None,
         top_logprobs: int | None = None,
+        scores_at: float = 1.0,
         until: Until | None = None,
         follow: Follow | None = None,
         grammar: Grammar | None = None,
@@ -139,13 +152,14 @@ class Engine:
         """Ask for a reply; `step` writes it.
 
         It is over at a token of `stop_ids`, after `sampling.max_tokens`, or when prompt and reply fill the
-        model's context. `index` tells samples of one seed apart. `logit_bias` is added to the scores of
-        some ids; with `top_logprobs` each event tells what the model thought of its token, and of as many
-        likeliest ones. `until` is told each id, and ends the reply with it by saying True, such as at a stop
-        string (stopping.py). `follow` is given the reply after each drawn token, and returns ids that come
-        next without being drawn, such as a tool's answer. `grammar` says which tokens may come next, where
-        the reply shall be JSON or the like (constrained.py): such a reply is `ended` only if it is complete;
-        one that could not be followed has `trouble`. What `follow` forces is no part of it.
+        model's context. `index` tells samples of one seed apart. `logit_bias` is added to the scores of some
+        ids; with `top_logprobs` each event tells what the model thought of its token, and of as many
+        likeliest ones, at the temperature `scores_at`. `until` is told each id, and ends the reply with it by
+        saying True, such as at a stop string (stopping.py). `follow` is given the reply after each drawn
+        token, and returns ids that come next without being drawn, such as a tool's answer. `grammar` says
+        which tokens may come next, where the reply shall be JSON or the like (constrained.py): such a reply
+        is `ended` only if it is complete; one that could not be followed has `trouble`. What `follow` forces
+        is no part of it.
 
         Raises DataError for a prompt that is empty, fills the context by itself (cut it before), or has ids
         that the model doesn't know.
@@ -157,6 +171,7 @@ class Engine:
                 "leave others out"
             )
         request.logit_bias, request.top_logprobs = logit_bias or {}, top_logprobs
+        request.scores_at = scores_at
         request.until, request.follow, request.grammar = until, follow, grammar
         if grammar is not None and len(grammar.allowed()) != self.config.vocab_size:
             raise DataError(
@@ -300,6 +315,7 @@ class Engine:
         """Appends a drawn token, unless it is the one to stop at, and what has to follow it."""
         request.ended = token_id in request.stop_ids
         if request.ended:
+            request.stopped_by = token_id
             self._queue.remove(request)
             return [Event(request, None, scores)]
         if request.grammar:

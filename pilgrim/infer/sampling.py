@@ -64,7 +64,8 @@ class Sampling(Settings):
 
 
 class TokenScores(NamedTuple):
-    """What the model thought of a token that was written, before any dial: natural logarithms."""
+    """What the model thought of a token that was written, before any dial (but for the temperature, where a
+    request says so in `scores_at`): natural logarithms."""
 
     log_prob: float
     likeliest: tuple[tuple[int, float], ...]  # (id, log-probability), the likeliest first
@@ -151,12 +152,21 @@ def probabilities(scores_bv: Tensor, samplings: Sequence[Sampling]) -> Tensor:
 
 
 def token_scores(
-    logits_bv: Tensor, ids: Sequence[int], tops: Sequence[int | None]
+    logits_bv: Tensor,
+    ids: Sequence[int],
+    tops: Sequence[int | None],
+    temperatures: Sequence[float] | None = None,
 ) -> list[TokenScores | None]:
-    """What the model thinks of `ids[i]` in row i, with the `tops[i]` likeliest beside it; None: not asked."""
+    """What the model thinks of `ids[i]` in row i, with the `tops[i]` likeliest beside it; None: not asked.
+
+    At the temperature 1, or at each row's of `temperatures`.
+    """
     if all(top is None for top in tops):
         return [None] * len(tops)
-    log_probs_bv = logits_bv.float().log_softmax(-1)
+    scores_bv = logits_bv.float()
+    if temperatures is not None and any(temperature != 1 for temperature in temperatures):
+        scores_bv = scores_bv / _dial(temperatures, scores_bv)
+    log_probs_bv = scores_bv.log_softmax(-1)
     chosen = log_probs_bv.gather(1, torch.tensor(ids, device=log_probs_bv.device)[:, None])[:, 0].tolist()
     best = log_probs_bv.topk(min(max(top or 0 for top in tops), log_probs_bv.shape[1]))
     rows = zip(chosen, best.indices.tolist(), best.values.tolist(), tops, strict=True)

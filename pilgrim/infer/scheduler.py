@@ -47,6 +47,7 @@ class Request:
     arrival: int
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     top_logprobs: int | None = None
+    scores_at: float = 1.0  # the temperature at which log-probabilities are told
     until: Until | None = None
     follow: Follow | None = None
     grammar: Grammar | None = None
@@ -54,6 +55,7 @@ class Request:
     guess: Sequence[int] = ()  # how it may go on, read in this pass
     trouble: str | None = None  # why it had to end before it was complete, as a sentence
     ended: bool = False  # by a stop token or by `until`
+    stopped_by: int | None = None  # the stop token, which is not among `tokens`
     over: bool = False
     # The scheduler's:
     read: int = 0  # of the tokens, those whose keys and values are in the cache

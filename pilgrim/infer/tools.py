@@ -32,6 +32,7 @@ from pilgrim.text.calls import (
     CALL,
     END_OF_CALL,
     END_OF_RESPONSE,
+    MARKS,
     PYTHON,
     RESPONSE,
     call_of,
@@ -85,8 +86,8 @@ class ToolUse:
         """The forced ids behind a reply that begins with `ids`: the answer, if its last id ends a call."""
         if not ids or ids[-1] != END_OF_CALL:
             return []
-        begin = next((i for i in range(len(ids) - 2, -1, -1) if ids[i] == CALL), None)
-        if begin is None:
+        begin = next((i for i in range(len(ids) - 2, -1, -1) if ids[i] in MARKS), None)
+        if begin is None or ids[begin] != CALL:
             return []  # an end without a beginning is no call
         text = self._answered(self._tokenizer.decode(ids[begin + 1 : -1]))
         return [RESPONSE, *self._tokenizer.encode(text), END_OF_RESPONSE]

@@ -24,6 +24,7 @@ from pilgrim.lab import report_core
 from pilgrim.lab import report_faults as faults
 from pilgrim.lab import report_mixture as mixture
 from pilgrim.lab import report_origin as origin
+from pilgrim.lab import report_rewards as rewards
 from pilgrim.lab import report_sections as sections
 from pilgrim.lab.report_answers import chat_answers
 from pilgrim.lab.report_run import all_done, mapping, read_object, read_recipe, read_stages, total_seconds
@@ -57,7 +58,8 @@ def render(run_folder: Path) -> str:
     payload = charts.payload(stages, notes)
     task_charts, drawn = accuracy.watched(stages, notes)
     source_charts, more_drawn = mixture.by_source(stages, notes)
-    payload["charts"] += drawn + more_drawn
+    reward_charts, rewards_drawn = rewards.curves(stages)
+    payload["charts"] += drawn + more_drawn + rewards_drawn
     values: dict[str, Any] = {
         "name": plain(run_folder.resolve().name),
         "when": moment(provenance.get("time")),
@@ -72,6 +74,8 @@ def render(run_folder: Path) -> str:
         "arrivals": sections.arrivals(stages),
         "task_charts": task_charts,
         "source_charts": source_charts,
+        "reward_charts": reward_charts,
+        "rollouts": rewards.to_read(run_folder),
         "read_of_each": mixture.read_of_each(stages),
         "payload": htmlsafe_json_dumps(payload, allow_nan=False, separators=(",", ":")),
         "reels": sections.reels(stages, questions, notes),

@@ -65,6 +65,26 @@ CHARTS = (
         log=True,
     ),
     Chart(
+        "margin",
+        "Margin",
+        "reward of chosen replies over rejected ones",
+        (
+            Series("every step", "metrics", "margin", "raw"),
+            Series("smoothed", "metrics", "margin", "line", smoothed=True),
+            Series("held-out", "evals", "pair_margin", "points"),
+        ),
+    ),
+    Chart(
+        "pair_accuracy",
+        "Preferred",
+        "share of pairs of which the chosen reply has the higher reward",
+        (
+            Series("smoothed", "metrics", "accuracy", "line", smoothed=True),
+            Series("held-out", "evals", "pair_accuracy", "points"),
+        ),
+        from_zero=True,
+    ),
+    Chart(
         "learning_rate",
         "Learning rate",
         "of the matrices",

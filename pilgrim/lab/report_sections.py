@@ -28,7 +28,7 @@ WHAT_STAGES_DO = {
     "pretrain": "Learns to continue text, one token at a time.",
     "midtrain": "Meets conversations among the text while the learning rate falls.",
     "sft": "Learns to take turns, to stop, and its own name.",
-    "preference": "Learns which of two replies people prefer.",
+    "dpo": "Learns which of two replies people prefer.",
     "rl": "Learns from the rewards that its own replies earn.",
     "evaluate": "Is measured on text and prompts that it never saw.",
 }

@@ -1,6 +1,6 @@
 """The walk: a recipe's stages in order, each in a folder of its own.
 
-    runs/NAME/  tokenizer/ -> shards/ -> pretrain/ -> midtrain/ -> sft/ -> evaluate/ -> report.html
+    runs/NAME/  tokenizer/ -> shards/ -> pretrain/ -> midtrain/ -> sft/ -> dpo/ -> evaluate/ -> report.html
 
 A stage reads the folders of those before it and writes its own; it is finished when DONE.json stands in
 it. Stages never hand each other Python objects, so the walk can stop anywhere, and goes on from there.
@@ -36,6 +36,7 @@ from pilgrim.model.attention_choice import refuse_impossible
 from pilgrim.model.precision import refuse_odd_sizes
 from pilgrim.stages import fit
 from pilgrim.stages.recipe import Recipe, load_recipe
+from pilgrim.stages.rl_tasks import task_files
 
 STAGES = {
     "tokenizer": "learn a vocabulary from the text",
@@ -43,6 +44,8 @@ STAGES = {
     "pretrain": "learn language from the text",
     "midtrain": "meet conversations while the learning rate falls",
     "sft": "learn to answer, and to stop",
+    "dpo": "learn which of two replies is the better one",
+    "rl": "learn from the rewards that its own replies earn",
     "evaluate": "measure what was reached",
 }
 BY_FIRST = ("tokenizer", "shards")  # what one process does while the others wait
@@ -269,9 +272,10 @@ def _data_files(recipe: Recipe) -> dict[str, Path]:
     names = [*data.train, *data.val]
     names += data.conversations if "chat_train" in sets else ()
     names += data.conversations_val if recipe.chats else ()
+    names += (*recipe.dpo.pairs, *recipe.dpo.pairs_val) if recipe.dpo else ()
     used = {*sets, *(name.removeprefix(NAMED) for name in names if name.startswith(NAMED))}
     found = {name: find(name) for name in names if not name.startswith(NAMED)}
     for name, settings in recipe.datasets.items():
         if name in used:
             found |= {file: find(file, f"datasets.{name}") for file in local_files(settings)}
-    return found
+    return found | (task_files(recipe.rl) if recipe.rl else {})

@@ -104,6 +104,11 @@ def check(recipe: Recipe, stage: str, steps: int, warmup: int) -> None:
         raise SettingsError(
             f"--stage {stage}: this recipe has no [{stage}] table; add one, or profile one of {has}"
         )
+    if stage == "rl":
+        raise SettingsError(
+            "--stage rl: its time goes into replies, written between steps; profile generate for that, and "
+            "sft for a step"
+        )
     if steps < 1:
         raise SettingsError(f"--steps {steps}: at least one step is needed to see anything; try 5")
     if warmup < 1:

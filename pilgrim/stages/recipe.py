@@ -25,8 +25,10 @@ from pilgrim.model.config import ModelSettings
 from pilgrim.model.count import parameters
 from pilgrim.optim import scaling
 from pilgrim.optim.groups import OptimSettings
+from pilgrim.stages.rl_settings import RlSettings
 from pilgrim.train.grow import GrowSettings, mean_tokens
 from pilgrim.train.health import HealthSettings
+from pilgrim.train.preference import PreferenceSettings
 from pilgrim.train.settings import TrainSettings
 
 T = TypeVar("T", bound=TrainSettings)
@@ -132,7 +134,7 @@ class EvalSettings(Settings):
 
 class Recipe(Settings):
     """A journey from raw text to a chatbot. A table that is left out means its defaults; a missing
-    `[midtrain]` or `[sft]` means that the journey goes without that stage."""
+    `[midtrain]`, `[sft]` or `[dpo]` means that the journey goes without that stage."""
 
     name: str = Field(description="the run's folder below runs/")
     seed: int = Field(1, ge=0, description="of all randomness")
@@ -146,6 +148,8 @@ class Recipe(Settings):
     pretrain: PretrainSettings = PretrainSettings()
     midtrain: MidtrainSettings | None = None
     sft: MixedSettings | None = None
+    dpo: PreferenceSettings | None = None
+    rl: RlSettings | None = None
     eval: EvalSettings = EvalSettings()
 
     @field_validator("name")
@@ -171,11 +175,19 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
-    def _sft_has_steps(self) -> "Recipe":
+    def _last_stages_have_steps(self) -> "Recipe":
         if self.sft is not None and self.sft.steps is None and not self.sft.by_epochs:
             raise ValueError(
                 "sft.steps is missing: it depends on the conversations, not on model.depth; try 200"
             )
+        if self.dpo is not None and self.dpo.steps is None:
+            raise ValueError("dpo.steps is missing: it depends on the pairs, not on model.depth; try 100")
+        return self
+
+    @model_validator(mode="after")
+    def _rl_has_steps(self) -> "Recipe":
+        if self.rl is not None and self.rl.steps is None:
+            raise ValueError("rl.steps is missing: it depends on the problems, not on model.depth; try 100")
         return self
 
     @model_validator(mode="after")
@@ -301,6 +313,8 @@ class Recipe(Settings):
             "pretrain": _filled(self.pretrain, rows, steps),
             "midtrain": self.midtrain and self._midtrain(rows, steps),
             "sft": self.sft and _filled(self.sft, self._rows("sft", rows), 0),
+            "dpo": self.dpo and self._dpo(rows),
+            "rl": self.rl and _filled(self.rl, self._rows("rl", rows), 0),
         }
         return self.model_copy(update=changes)
 
@@ -310,6 +324,11 @@ class Recipe(Settings):
         if settings.mixture is None and settings.conversation_share is None:
             settings = settings.model_copy(update={"conversation_share": CONVERSATION_SHARE})
         return _filled(settings, self._rows("midtrain", rows), max(1, round(MIDTRAIN_SHARE * steps)))
+
+    def _dpo(self, rows: int) -> PreferenceSettings:
+        assert self.dpo is not None
+        beta = self.dpo.preference().beta
+        return _filled(self.dpo, self._rows("dpo", rows), 0).model_copy(update={"beta": beta})
 
     def _rows(self, stage: str, rows: int) -> int:
         """As many as pretraining's, or fewer where they are longer: a step has as many tokens."""

@@ -28,6 +28,7 @@ from pilgrim.stages.recipe import MixedSettings, Recipe, load_recipe
 SUFFIX = "-dry-run"
 MARK = "dry-run.toml"  # the small recipe, in the run's folder: what has it may be thrown away
 ROWS = 40  # of each file
+STAND_INS = 90  # so many times as many rows are in each bundled file
 STEPS, BATCH = 2, 8  # so that 8 processes have a row each
 DEPTH, WIDTH, CONTEXT, WINDOW, VOCABULARY = 2, 64, 128, 32, 512
 
@@ -81,7 +82,8 @@ def _shrink(tree: Tree, recipe: Recipe) -> str:
 
 def _stand_in(tree: Tree, recipe: Recipe, folder: Path) -> list[str]:
     """Names small files in the tree in place of its own; says which."""
-    said, of_data = [], tree.setdefault("data", {})
+    said: list[str] = []
+    of_data = tree.setdefault("data", {})
     for key in ("train", "val", "conversations", "conversations_val"):
         kind: Kind = "conversations" if key.startswith("conversations") else "text"
         if key == "conversations" and "chat_train" not in recipe.token_sets():
@@ -89,7 +91,9 @@ def _stand_in(tree: Tree, recipe: Recipe, folder: Path) -> list[str]:
         of_data[key] = names = list(getattr(recipe.data, key))
         for place, name in enumerate(names):
             if not name.startswith(NAMED):
-                names[place], whose = _few_rows([name], kind, folder / f"{key}-{place}.jsonl", None)
+                names[place], whose = _few_rows(
+                    [name], kind, folder / f"{key}-{place}.jsonl", None, len(said)
+                )
                 said.append(f"data.{key}: {whose}")
     if recipe.data.val_share:
         of_data["val_share"] = max(0.2, recipe.data.val_share)  # some of a few dozen rows
@@ -98,15 +102,18 @@ def _stand_in(tree: Tree, recipe: Recipe, folder: Path) -> list[str]:
         table["limit"] = min(ROWS, settings.limit or ROWS)
         if settings.files:
             kind = "text" if settings.kind == "spelling" else settings.kind
-            small, whose = _few_rows(settings.files, kind, folder / f"{name}.jsonl", settings.hub)
+            small, whose = _few_rows(settings.files, kind, folder / f"{name}.jsonl", settings.hub, len(said))
             tree["datasets"][name] = {k: v for k, v in table.items() if k not in ("hub", "revision")}
             tree["datasets"][name]["files"] = [small]
             said.append(f"datasets.{name}: {whose}")
     return said
 
 
-def _few_rows(files: Sequence[str], kind: Kind, to: Path, hub: str | None) -> tuple[str, str]:
-    """(a file with the first rows of the first of `files`, or others if that isn't here; which it has)."""
+def _few_rows(files: Sequence[str], kind: Kind, to: Path, hub: str | None, number: int) -> tuple[str, str]:
+    """(a file with the first rows of the first of `files`, or others if that isn't here; which it has).
+
+    Made rows are others for every `number`.
+    """
     name = files[0]
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
     if hub is None and (name.startswith("assets:") or Path(name).expanduser().is_file()):
@@ -114,7 +121,7 @@ def _few_rows(files: Sequence[str], kind: Kind, to: Path, hub: str | None) -> tu
         rows = [row for _, row in islice(rows_of(find(name), name, settings), ROWS)]
         whose = f"the first {len(rows)} rows of {name}{more}"
     else:
-        rows = _stand_ins(kind)
+        rows = _stand_ins(kind, number)
         whose = f"{len(rows)} made rows, {kind}, instead of {name}{more}{f' of {hub}' if hub else ''}"
     with explained("written", to):
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -122,12 +129,16 @@ def _few_rows(files: Sequence[str], kind: Kind, to: Path, hub: str | None) -> tu
     return str(to), whose
 
 
-def _stand_ins(kind: Kind) -> list[dict[str, Any]]:
-    """Rows of the shape of a kind: bundled ones, or sums."""
+def _stand_ins(kind: Kind, number: int) -> list[dict[str, Any]]:
+    """Rows of the shape of a kind: bundled ones, or sums.
+
+    Those of another `number` are others: training documents that are validation's too would be left out.
+    """
+    first = number % STAND_INS * ROWS
+    numbers = range(first, first + ROWS)
     if kind in ("text", "conversations"):
         bundled = find(f"assets:{kind}/train.jsonl.zst")
-        return [row for _, row in islice(read_jsonl_zst(bundled), ROWS)]
-    numbers = range(ROWS)
+        return [row for _, row in islice(read_jsonl_zst(bundled), numbers.start, numbers.stop)]
     if kind == "mmlu":
         return [
             {"question": f"What is {n} + 1?", "choices": [str(n), str(n + 1)], "answer": 1} for n in numbers

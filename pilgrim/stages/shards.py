@@ -11,7 +11,7 @@ from pilgrim.data.conversations import Conversation
 from pilgrim.data.datasets import conversations, conversations_of, documents_of, local_files, texts
 from pilgrim.data.loader import too_long
 from pilgrim.data.shards import Document, TokenSet, open_token_set, write_token_set
-from pilgrim.data.sources import Text, apart, find, split
+from pilgrim.data.sources import Text, apart, find, fingerprint, split
 from pilgrim.evals.compression import as_json, by_source
 from pilgrim.infer.load import load_tokenizer
 from pilgrim.stages.journey import Journey, finished
@@ -51,7 +51,9 @@ def _write_dataset(
     """The token set of a data set, unless it was made of the same before this stage was interrupted."""
     folder, settings = journey.folder / "shards", journey.recipe.datasets[name]
     hashes = {file: sha256_file(find(file)) for file in local_files(settings)}
-    origin = {"settings": settings.model_dump(mode="json"), "sha256": hashes}
+    origin: dict[str, Any] = {"settings": settings.model_dump(mode="json"), "sha256": hashes}
+    if settings.is_text:
+        origin["apart_from"] = fingerprint(val)
     if (folder / f"{name}.json").exists():
         try:
             if open_token_set(folder, name, digest).manifest.get("origin") == origin:

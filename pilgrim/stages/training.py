@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pilgrim.core import machine
 from pilgrim.core.files import read_json, write_json_atomic
@@ -31,6 +33,7 @@ from pilgrim.stages.watching import Watching
 from pilgrim.train.distillation import distilled
 from pilgrim.train.fit import MicroBatch
 from pilgrim.train.keeping import State, load_weights
+from pilgrim.train.likelihood import token_logprobs
 from pilgrim.train.loop import Loop, Parts
 from pilgrim.train.objective import NEXT_TOKEN, Objective, with_sums
 from pilgrim.train.parallel import in_parallel, losses_of
@@ -42,16 +45,37 @@ ATTENTION = "attention.json"  # which backend was the fastest
 
 
 @dataclass(frozen=True)
+class Given:
+    """What a stage can ask once the network has the weights that it begins with."""
+
+    model: Transformer
+    logprobs: Callable[[TokenSet], NDArray[np.float32]]  # of each of a set's tokens, by the model as it is
+    folder: Path  # the stage's; another one for who only looks on
+
+
+@dataclass(frozen=True)
+class Made:
+    """Rows, and further measures of an evaluation."""
+
+    rows: Rows
+    measures: Callable[[], dict[str, Any]] = dict
+
+
+@dataclass(frozen=True)
 class Plan:
     """How one trained stage differs from the others."""
 
     stage: str
     settings: TrainSettings
-    rows: Callable[[Callable[[str], PackedRows]], Rows]  # from (a token set's name -> its packed rows)
+    # From (a token set's name -> its packed rows); None: they are `made`.
+    rows: Callable[[Callable[[str], PackedRows]], Rows] | None
     begin: Callable[[Transformer], None]  # fills in the weights that the stage begins with
     chat: bool  # it teaches conversations: they are validated and sampled too
     objective: Objective = NEXT_TOKEN
     ahead: bool = True  # batches may be made ahead of the step (train/loop.py)
+    made: Callable[[Given], Made] | None = None  # where rows depend on the weights that the stage begins with
+    # (the model as it is, step) -> more measures of an evaluation
+    look: Callable[[Transformer, int], dict[str, Any]] | None = None
 
 
 def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None], notes: Path) -> Parts:
@@ -100,20 +124,37 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
     if plan.chat:
         held_out["chat_"] = token_set(journey, "chat_val")
     token_bytes = tokenizer.token_bytes()
+
+    def logprobs(tokens: TokenSet) -> NDArray[np.float32]:
+        nothing = {name: torch.zeros(1, network.context) for name in objective.extra}
+        batches = (
+            replace(batch, extra={name: x.expand(batch.inputs_bt.shape) for name, x in nothing.items()})
+            for batch in once(tokens)
+        )
+        return token_logprobs(model, tokens, batches, parallel.unlearned, runtime)
+
+    if plan.made:
+        made = plan.made(Given(model, logprobs, notes / plan.stage))
+    else:
+        assert plan.rows is not None
+        made = Made(plan.rows(packed))
     assert settings.steps is not None
     watching = Watching(journey, tokenizer, log, folder, settings.steps, settings.eval_every, plan.chat)
 
     def evaluate(step: int) -> dict[str, Any]:
-        measures: dict[str, float] = {}
+        measures: dict[str, Any] = {}
         sources: dict[str, Any] = {}
         for prefix, tokens in held_out.items():
             each = ByDocument(tokens.documents)
             v = validate(model, once(tokens), token_bytes, parallel.measured, runtime, each)
             measures |= {f"{prefix}bpb": v.bpb, f"{prefix}loss": v.loss}
             sources[f"{prefix}sources"] = bits_by_source(tokens, each)
-        if not all(map(math.isfinite, measures.values())):  # the weights are spoiled, and the loop stops
-            return dict(measures)
-        return measures | sources | watching.look(model, step)
+        measures |= made.measures()
+        values = [value for value in measures.values() if isinstance(value, float)]
+        if not all(map(math.isfinite, values)):  # the weights are spoiled, and the loop stops
+            return measures
+        looked = plan.look(model, step) if plan.look else {}
+        return measures | sources | watching.look(model, step) | looked
 
     optimizers = Optimizers(
         model,
@@ -127,7 +168,7 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         model,
         optimizers,
         recipe.optim,
-        plan.rows(packed),
+        made.rows,
         taught(with_sums(parallel.losses, objective), teacher),
         micro,
         evaluate,

@@ -77,8 +77,12 @@ def call_of(text: str, call_id: str = "") -> Call:
 
 
 def dumps(value: Any) -> str:
-    """`value` as one line of JSON."""
-    return json.dumps(value, ensure_ascii=False)
+    """`value` as one line of JSON.
+
+    Raises ValueError or RecursionError for what no JSON says: NaN, numbers too long or too large, nesting
+    without end. (Python would write and read NaN and Infinity, other programs refuse them.)
+    """
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 # Rows and requests ------------------------------------------------------------------------------------
@@ -103,7 +107,7 @@ def calls_from(items: Any, where: str) -> tuple[Call, ...]:
 def tools_from(items: Any, place: str) -> tuple[str, ...]:
     """The functions that `tools` defines, in OpenAI's shape, each as a line of JSON. Raises DataError."""
     if isinstance(items, str):  # as some public datasets keep them
-        items = _loads(items, f'{place}: "tools"')
+        items = _loads(items.strip() or "null", f'{place}: "tools"')
     if items is None:
         return ()
     if not isinstance(items, list):
@@ -112,7 +116,7 @@ def tools_from(items: Any, place: str) -> tuple[str, ...]:
     for number, item in enumerate(items, start=1):
         match item:
             case {"function": {"name": str(name)} as function} if name:
-                found.append(dumps(function))
+                found.append(_dumps(function, f"{place}: tool {number}"))
             case _:
                 raise DataError(
                     f'{place}: tool {number} must be {{"type": "function", "function": {{"name": …, '
@@ -171,7 +175,7 @@ def _call_from(item: Any, where: str) -> Call:
         arguments = {}
     if not isinstance(call_id, str | None):
         raise DataError(f"{where} has the id {call_id!r}; it must be text")
-    return Call(function["name"], dumps(arguments), call_id or "")
+    return Call(function["name"], _dumps(arguments, f'{where}: "arguments"'), call_id or "")
 
 
 def _loads(text: str, where: str) -> Any:
@@ -179,3 +183,10 @@ def _loads(text: str, where: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is no JSON ({error}); mend it") from None
+
+
+def _dumps(value: Any, where: str) -> str:
+    try:
+        return dumps(value)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} can't be written as JSON ({error}); mend it") from None

@@ -16,6 +16,7 @@ What was found is counted in tokens, since rows may grow (train/grow.py), and is
 order of additions depends on it, and a resumed run is to have the same bits.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,21 +95,28 @@ def too_little(what: str) -> OutOfMemory:
 
 
 def measure(
-    model: Transformer, losses: TokenLosses, runtime: Runtime, later_bytes: int, rows: int, context: int
+    model: Transformer,
+    losses: TokenLosses,
+    runtime: Runtime,
+    later_bytes: int,
+    rows: int,
+    context: int,
+    extra: Sequence[str] = (),
 ) -> Fit:
     """The fit of `rows` rows of `context` tokens on this GPU. Leaves the weights alone, and no gradients.
 
     `later_bytes` are what training will allocate and keep besides: state that an optimizer does not have yet.
+    `extra` is as in `blank`.
     Where weights are sliced, processes compute together, and none can fail and go on by itself.
     """
     if runtime.parallel == "fsdp":
-        return _measure_together(model, losses, runtime, later_bytes, rows, context)
+        return _measure_together(model, losses, runtime, later_bytes, rows, context, extra)
     try:
-        peak_1 = _peak_bytes(model, losses, runtime, 1, context)
+        peak_1 = _peak_bytes(model, losses, runtime, 1, context, extra)
     except torch.OutOfMemoryError:
         peak_1 = float("inf")  # told below, outside: the error holds on to what it was computing
     try:
-        peak_2 = _peak_bytes(model, losses, runtime, 2, context) if rows > 1 else 2 * peak_1
+        peak_2 = _peak_bytes(model, losses, runtime, 2, context, extra) if rows > 1 else 2 * peak_1
     except torch.OutOfMemoryError:
         peak_2 = float("inf")
     budget = _budget(model, runtime, later_bytes)
@@ -120,10 +128,17 @@ def measure(
 
 
 def _measure_together(
-    model: Transformer, losses: TokenLosses, runtime: Runtime, later_bytes: int, rows: int, context: int
+    model: Transformer,
+    losses: TokenLosses,
+    runtime: Runtime,
+    later_bytes: int,
+    rows: int,
+    context: int,
+    extra: Sequence[str],
 ) -> Fit:
     try:
-        peak_1, peak_2 = (_peak_bytes(model, losses, runtime, n, context) for n in (1, min(2, rows)))
+        peaks = (_peak_bytes(model, losses, runtime, n, context, extra) for n in (1, min(2, rows)))
+        peak_1, peak_2 = peaks
     except torch.OutOfMemoryError:
         peak_1 = float("inf")  # told below, outside: the error holds on to what it was computing
     if peak_1 == float("inf"):
@@ -141,16 +156,26 @@ def _budget(model: Transformer, runtime: Runtime, later_bytes: int) -> float:
     return free + torch.cuda.memory_reserved(runtime.device) - MARGIN * total - later_bytes
 
 
-def _peak_bytes(model: Transformer, losses: TokenLosses, runtime: Runtime, rows: int, context: int) -> float:
+def _peak_bytes(
+    model: Transformer,
+    losses: TokenLosses,
+    runtime: Runtime,
+    rows: int,
+    context: int,
+    extra: Sequence[str],
+) -> float:
     """The most that is allocated at any time in forward and backward, weights and gradients included."""
-    batch = blank(rows, context)
+    batch = blank(rows, context, extra)
     accumulate(model, batch, rows, losses, runtime)  # compiles, and makes the gradients
     torch.cuda.reset_peak_memory_stats(runtime.device)
     accumulate(model, batch, rows, losses, runtime)  # adds to them, as all microbatches but the first do
     return float(torch.cuda.max_memory_allocated(runtime.device))
 
 
-def blank(rows: int, context: int) -> Batch:
-    """A batch of one long document a row, for trying out what a step needs."""
+def blank(rows: int, context: int, extra: Sequence[str] = ()) -> Batch:
+    """A batch of one long document a row, for trying out what a step needs.
+
+    `extra` names what an objective wants to know of each place (train/objective.py).
+    """
     ids = torch.zeros(rows, context, dtype=torch.int64)
-    return Batch(ids, ids, ids.to(torch.int32))
+    return Batch(ids, ids, ids.to(torch.int32), extra={name: ids.float() for name in extra})

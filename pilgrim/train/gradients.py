@@ -6,6 +6,7 @@ the middle of adding up gradients with it. So it notes what would have been enou
 sentence; started again, all go on from the last checkpoint with that.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 
@@ -102,18 +103,18 @@ class Gradients:
         file = self.log.folder / NOTE
         return int(read_json(file)["micro_tokens"]) if file.exists() else None
 
-    def fit(self, largest: Phase, later_bytes: int) -> None:
+    def fit(self, largest: Phase, later_bytes: int, extra: Sequence[str] = ()) -> None:
         """Measure how many rows fit, before hours are lost; raises OutOfMemory if not even one does.
 
-        `later_bytes` are what the optimizers will still allocate. Several processes measure each for itself,
-        and take what fits everywhere.
+        `later_bytes` are what the optimizers will still allocate, `extra` what a batch holds besides. Several
+        processes measure each for itself, and take what fits everywhere.
         """
         processes, runtime = self.runtime.processes, self.runtime
         if runtime.parallel != "fsdp":  # memory may run out in one only: nobody must wait for it meanwhile
             runtime = replace(runtime, processes=ALONE)
         with self.quietly():
             rows = processes.share(largest.rows)
-            found = measure(self.model, self.losses, runtime, later_bytes, rows, largest.context)
+            found = measure(self.model, self.losses, runtime, later_bytes, rows, largest.context, extra)
         self.micro.tokens = processes.least(found.rows) * largest.context
         self.log.event("fit", context=largest.context, **asdict(found))
         self.console.say(str(found))

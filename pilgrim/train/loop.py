@@ -82,7 +82,7 @@ class Row:
 
     step: int
     position: Position | None  # of the loader, behind its batch
-    measured: dict[str, float]
+    measured: dict[str, Any]
     verdict: Verdict
     sums_k: Tensor | None  # what the objective wants logged; on the device
 
@@ -202,11 +202,11 @@ class Loop:
             )
         if parts.runtime.device.type == "cuda" and parts.micro.given is None and parts.micro.tokens is None:
             largest = max(coming, key=lambda phase: (phase.context, phase.rows))
-            self.gradients.fit(largest, parts.optimizers.missing_bytes())
+            self.gradients.fit(largest, parts.optimizers.missing_bytes(), parts.objective.extra)
         # Several processes settle by it how gradients are sent, too: a resumed run adds in the same order.
         if parts.runtime.compile or self.processes.count > 1:
             for phase in {(phase.rows, phase.context, phase.window): phase for phase in coming}.values():
-                few = blank(self.gradients.rows(phase), phase.context)
+                few = blank(self.gradients.rows(phase), phase.context, parts.objective.extra)
                 self.gradients.of(few, phase, self.state.step)
             parts.optimizers.rehearse(self.health.rehearsal())
         if parts.runtime.compile:
@@ -234,14 +234,16 @@ class Loop:
         with record_function("pilgrim.optimizer"):
             verdict = self.health.judge(result.loss, result.gradient_norm)
             try:
-                parts.optimizers.step(multiplier, momentum, verdict.take)
+                if batch.trained_tokens:  # else momentum alone would move the weights
+                    parts.optimizers.step(multiplier, momentum, verdict.take)
             except torch.OutOfMemoryError:  # some weights have moved: this can't be done again
                 raise too_little("none was left for the optimizers' step") from None
         tokens = batch.tokens
         state.step += 1
         state.tokens += tokens
         self.window.tokens += tokens
-        measured = {"learning_rate": parts.optimizers.peak_lr * multiplier, "tokens": state.tokens}
+        learning_rate = parts.optimizers.peak_lr * multiplier
+        measured = {"learning_rate": learning_rate, "tokens": state.tokens, **batch.told}
         self.window.rows.append(Row(state.step, state.position, measured, verdict, result.sums_k))
 
     def _look(self) -> dict[str, float]:

@@ -74,13 +74,13 @@ def next_token_losses(hidden_btw: Tensor, head_vw: Tensor, batch: Batch, softcap
 
 
 def linear_logprobs(
-    hidden_nw: Tensor, head_vw: Tensor, targets_n: Tensor, softcap: float | None
+    hidden_nw: Tensor, head_vw: Tensor, targets_n: Tensor, softcap: float | None, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Of each target, fp32 [n]: its log-probability, with a gradient, and the entropy of what was foreseen.
 
-    Both in nats, and 0 where the target is IGNORED.
+    Both in nats, and 0 where the target is IGNORED. The scores are divided by `temperature` first.
     """
-    logprobs_n, entropies_n = LinearLogProbs.apply(hidden_nw, head_vw, targets_n, softcap)  # type: ignore[no-untyped-call]
+    logprobs_n, entropies_n = LinearLogProbs.apply(hidden_nw, head_vw, targets_n, softcap, temperature)  # type: ignore[no-untyped-call]
     return logprobs_n, entropies_n
 
 
@@ -136,21 +136,26 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 class LinearLogProbs(torch.autograd.Function):
-    """(hidden_nw, head_vw, targets_n, softcap) -> (log-probabilities [n], entropies [n] without a gradient).
+    """(hidden_nw, head_vw, targets_n, softcap, temperature) -> (log-probabilities [n], entropies [n]).
 
-    With s = head · h and target y the log-probability is s[y] - log(sum(exp(s))); its gradient with respect
-    to the scores is one at y, less softmax(s). Forward keeps that logarithm of each token and no scores;
-    backward makes them again.
+    The entropies carry no gradient. With s = head · h / temperature and target y the log-probability is s[y]
+    - log(sum(exp(s))); its gradient with respect to the scores is one at y, less softmax(s). Forward keeps
+    that logarithm of each token and no scores; backward makes them again.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_nw: Tensor, head_vw: Tensor, targets_n: Tensor, softcap: float | None
+        ctx: Any,
+        hidden_nw: Tensor,
+        head_vw: Tensor,
+        targets_n: Tensor,
+        softcap: float | None,
+        temperature: float,
     ) -> tuple[Tensor, Tensor]:
         head = head_vw.to(hidden_nw.dtype)
         logprobs, entropies, normalizers = [], [], []
         for hidden, targets in zip(hidden_nw.split(CHUNK), targets_n.split(CHUNK), strict=True):
-            scores = softcapped(F.linear(hidden, head), softcap).float()
+            scores = softcapped(F.linear(hidden, head), softcap).float() / temperature
             normalizer = scores.logsumexp(-1, keepdim=True)
             counts = (targets != IGNORED)[:, None].float()
             target = targets.clamp(min=0)[:, None]
@@ -159,13 +164,13 @@ class LinearLogProbs(torch.autograd.Function):
             entropies.append((normalizer - mean_score) * counts)
             normalizers.append(normalizer)
         ctx.save_for_backward(hidden_nw, head_vw, targets_n, torch.cat(normalizers))
-        ctx.softcap = softcap
+        ctx.softcap, ctx.temperature = softcap, temperature
         entropies_n = torch.cat(entropies).flatten()
         ctx.mark_non_differentiable(entropies_n)
         return torch.cat(logprobs).flatten(), entropies_n
 
     @staticmethod
-    def backward(ctx: Any, factor_n: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, factor_n: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         hidden_nw, head_vw, targets_n, normalizer_n1 = ctx.saved_tensors
         head = head_vw.to(hidden_nw.dtype)
         d_hidden, d_head = [], torch.zeros_like(head_vw, dtype=torch.float32)
@@ -173,13 +178,14 @@ class LinearLogProbs(torch.autograd.Function):
         for hidden, targets, normalizer, factor in zip(*(x.split(CHUNK) for x in chunks), strict=True):
             scores = softcapped(F.linear(hidden, head), ctx.softcap).float()
             factor = (factor * (targets != IGNORED))[:, None]
-            d_scores = (-factor * (scores - normalizer).exp()).scatter_add(
+            d_scores = (-factor * (scores / ctx.temperature - normalizer).exp()).scatter_add(
                 1, targets.clamp(min=0)[:, None], factor
             )
+            d_scores = d_scores / ctx.temperature
             if ctx.softcap is not None:
                 d_scores = d_scores * (1 - (scores / ctx.softcap) ** 2)
             d_scores = d_scores.to(hidden.dtype)
             d_hidden.append(d_scores @ head)
             if ctx.needs_input_grad[1]:
                 d_head += d_scores.T @ hidden
-        return torch.cat(d_hidden), d_head.to(head_vw.dtype), None, None
+        return torch.cat(d_hidden), d_head.to(head_vw.dtype), None, None, None

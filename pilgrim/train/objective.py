@@ -4,6 +4,7 @@
     divisor     a whole batch -> what the sum is divided by: trained tokens, pairs, ...
     sums        a batch and its losses -> sums to be logged, where they can be had from those
     measures    the sums of a step -> what stands in its row of metrics.jsonl
+    extra       names of what head_loss wants to know of each place besides, [b, t] in `Batch.extra`
 
 Sums, because they can be added up: over the microbatches of a step, and over processes. So whatever the batch
 is cut into, the row of a step is the same. What is to be a mean is logged by a sum and a count, of which
@@ -39,6 +40,7 @@ class Objective:
     divisor: Divisor = trained_tokens
     sums: Callable[[Batch, Losses], Tensor] | None = None  # fp32 [k]; nothing is propagated back through it
     measures: Callable[[Sequence[float]], dict[str, Any]] = nothing_more
+    extra: tuple[str, ...] = ()  # what its batches carry: numbers [b, t] by these names
 
 
 NEXT_TOKEN = Objective(next_token_losses)

@@ -44,6 +44,7 @@ class Parallel:
 
     losses: TokenLosses  # to train on: its backward gives every process the average of all gradients
     measured: TokenLosses  # to look at: nothing is propagated back
+    unlearned: TokenLosses  # `losses`, where nothing is propagated back either
     # Within, backward keeps the gradients to itself, and adds them up for the first that is without.
     quietly: Quietly = nullcontext
 
@@ -86,7 +87,7 @@ def in_parallel(
     them become the model's parameters, on the runtime's device.
     """
     if runtime.parallel == "alone":
-        return Parallel(losses, measured or losses)
+        return Parallel(losses, measured or losses, losses)
     summed = SummedLoss(model, losses, measured or losses)
     if runtime.parallel == "fsdp":
         return _sharded(summed, runtime)
@@ -94,7 +95,7 @@ def in_parallel(
     buffers = [name for name, _ in summed.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(summed, buffers)
     module = DistributedDataParallel(summed, gradient_as_bucket_view=True)
-    return Parallel(_through(module), measured or losses, module.no_sync)
+    return Parallel(_through(module), measured or losses, losses, module.no_sync)
 
 
 def _sharded(module: SummedLoss, runtime: Runtime) -> Parallel:
@@ -109,12 +110,15 @@ def _sharded(module: SummedLoss, runtime: Runtime) -> Parallel:
     root = fully_shard(module, mesh=mesh, mp_policy=whole)
     module.model.to(runtime.device)  # buffers
 
-    def measured(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
-        found: Losses = module(batch, dtype, measure=True)
-        root.reshard()  # no backward pass will do it
-        return found._replace(total=found.total.detach())
+    def without_backward(measure: bool) -> TokenLosses:
+        def look(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
+            found: Losses = module(batch, dtype, measure=measure)
+            root.reshard()  # no backward pass will do it
+            return found._replace(total=found.total.detach())
 
-    return Parallel(_through(module), measured)
+        return look
+
+    return Parallel(_through(module), without_backward(True), without_backward(False))
 
 
 def _through(module: nn.Module) -> TokenLosses:

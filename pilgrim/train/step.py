@@ -107,7 +107,7 @@ def accumulate(
     """
     share = max(1, divisor(batch)) / runtime.processes.count
     total, sums_k = torch.zeros((), device=runtime.device), None
-    micros = list(batch.micro(micro_rows))
+    micros = [micro.filled(micro_rows) for micro in batch.micro(micro_rows)]
     for number, micro in enumerate(micros, start=1):
         with nullcontext() if number == len(micros) else quietly():
             with record_function("pilgrim.forward"):  # a name for a profiler to find

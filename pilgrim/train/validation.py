@@ -96,8 +96,10 @@ def validate(
     training = model.training
     model.eval()
     bytes_of = torch.tensor(token_bytes, device=runtime.device)
-    turns = _turns(rows, runtime.processes)
-    mine = [_sums(model, batch, bytes_of, losses, runtime, each is not None) for batch in turns]
+    mine = [
+        _sums(model, batch, bytes_of, losses, runtime, each is not None)
+        for batch in turns(rows, runtime.processes)
+    ]
     model.train(training)
     text_nats = all_nats = 0.0
     text_bytes = targets = 0
@@ -110,7 +112,7 @@ def validate(
     return Validation(bpb, all_nats / max(1, targets), text_bytes, targets)
 
 
-def _turns(batches: Iterable[Batch], processes: Processes) -> Iterator[Batch]:
+def turns(batches: Iterable[Batch], processes: Processes) -> Iterator[Batch]:
     """This process's batches, all of the first one's shape; nothing but padding where its turn is empty."""
     rows = 0
     for turn in _groups(batches, processes.count):

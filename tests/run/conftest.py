@@ -70,6 +70,13 @@ DOCUMENTS = {
     "chat": ("conversations/train.jsonl.zst", 40),
     "chat_val": ("conversations/heldout.jsonl.zst", 5),
 }
+# Short enough for rows of 64 tokens.
+PAIRS = [
+    {"prompt": f"{a}{b}", "chosen": f"{a}.", "rejected": f"{b}!"}
+    for a in ("Hi", "Bye", "The dog", "Yes")
+    for b in ("", " no", " one", " day", " he", " and")
+    if b
+]
 # What a walk leaves that depends on time, or on where it was interrupted.
 VARIES = {"events.jsonl", "timings.jsonl", "provenance.json", "report.html", ".lock", "LATEST", "BEST"}
 VARIES |= {"peak.json", ".epoch"}
@@ -86,9 +93,25 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [row for _, row in islice(read_jsonl_zst(ASSETS / asset), documents)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         names[name] = json.dumps([str(folder / f"{name}.jsonl")])
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in PAIRS))
     file = folder / "tiny.toml"
     file.write_text(RECIPE.format(**names))
     return file
+
+
+@pytest.fixture(scope="session")
+def preferences(recipe: Path) -> list[str]:
+    """What makes a stage `dpo` of some steps of the recipe."""
+    pairs = json.dumps([str(recipe.parent / "pairs.jsonl")])
+    of_them = [f"dpo.pairs={pairs}", "dpo.pairs_val=[]", "dpo.val_share=0.3"]
+    return [
+        *of_them,
+        "dpo.steps=6",
+        "dpo.rows=2",
+        "dpo.warmup=2",
+        "dpo.eval_every=3",
+        "dpo.checkpoint_every=2",
+    ]
 
 
 Walk = Callable[..., Path]

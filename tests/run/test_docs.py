@@ -186,7 +186,7 @@ SETTING = re.compile(rf"(?P<table>{TABLES})\.(?P<key>\w+)( ?=.*)?")
 
 @each_page
 def test_settings_exist(page: Path) -> None:
-    recipe = load_recipe(ROOT / "recipes/pocket.toml", [])
+    recipe = load_recipe(ROOT / "recipes/pocket-rl.toml", ["dpo.steps=100"])
     for span in spans(prose(page)):
         setting = SETTING.fullmatch(span)
         if setting and f".{setting['key']}" not in SUFFIXES:
@@ -199,10 +199,14 @@ def test_settings_exist(page: Path) -> None:
 
 @pytest.mark.skipif(refusal() is not None, reason=str(refusal()))
 def test_questions_can_be_asked(tmp_path: Path) -> None:
-    """A `toml` block is a file of questions, or a recipe of `pilgrim synth`, which begins with `out`."""
+    """A `toml` block is a file of questions, a recipe of `pilgrim synth` (it begins with `out`), or tables of
+    a recipe."""
     for block in (block for page in PAGES for block in blocks(page) if block.language == "toml"):
         if block.text.startswith("out = "):
             build(SynthRecipe, tomllib.loads(block.text), "docs")
+            continue
+        if "[[question]]" not in block.text:
+            build(Recipe, {"name": "docs"} | tomllib.loads(block.text), "docs")
             continue
         (tmp_path / "mine.toml").write_text(block.text)
         assert len(read_questions(tmp_path / "mine.toml")) == block.text.count("[[question]]")
@@ -252,9 +256,10 @@ def words_with_paths(page: Path) -> Iterator[str]:
 
 
 def test_paths_of_a_run_exist(tiny_run: Path) -> None:
+    paths = [word.split("/", 2) for page in PAGES for word in words_with_paths(page)]
     named = {
-        word.split("/", 2)[2] for page in PAGES for word in words_with_paths(page) if word.startswith("runs/")
-    }
+        path[2] for path in paths if path[0] == "runs" and len(path) == 3
+    }  # and no run by its name alone
     assert len(named) > 20
     missing = [path for path in named if not (tiny_run / path).exists()]
     assert not missing

@@ -45,6 +45,15 @@ def test_what_is_here_is_cut_and_what_is_not_is_made(
     assert not (run / "mine.txt").exists() and not (run / "shards").exists()
 
 
+def test_what_is_made_for_validation_is_not_what_is_made_for_training(
+    recipe: Path, pilgrim: Callable[..., Any], tmp_path: Path
+) -> None:
+    missing = ['data.train=["not/here.jsonl"]', 'data.val=["nor/here.jsonl"]']
+    said = pilgrim("run", recipe, "--dry-run", "--until", "shards", *missing)
+    assert said.exit_code == 0, said.output
+    assert "training documents are validation documents too" not in said.output
+
+
 def test_another_run_is_not_thrown_away(recipe: Path, pilgrim: Callable[..., Any], tmp_path: Path) -> None:
     mine = tmp_path / "runs" / "tiny-dry-run" / "recipe.toml"
     mine.parent.mkdir(parents=True)

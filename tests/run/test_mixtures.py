@@ -129,6 +129,22 @@ def test_token_sets_that_are_there_are_not_made_again(run_of_it: Path, mixed: Pa
     assert (run / "shards" / "who.json").exists()
 
 
+def test_text_is_kept_apart_from_the_validation_of_now(recipe: Path, tmp_path: Path) -> None:
+    """A set that was made before is made again if other documents are validation's since then."""
+    texts = [f"Once there was number {n}, who liked to count." for n in range(8)]
+    for name, some in {"more": texts, "other": texts[:3]}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in some))
+    more = ["datasets.more.kind=text", f'datasets.more.files=["{tmp_path}/more.jsonl"]']
+    more += ["midtrain.mixture.more.weight=1.0"]
+    quiet = Console(quiet=True)
+    run = run_journey(recipe, more, runs=tmp_path, until="shards", console=quiet)
+    assert read_json(run / "shards" / "more.json")["documents"] == 8
+    (run / "shards" / "DONE.json").unlink()
+    more += [f'data.val=["{tmp_path}/other.jsonl"]']
+    run_journey(recipe, more, runs=tmp_path, until="shards", accept_changes=True, console=quiet)
+    assert read_json(run / "shards" / "more.json")["documents"] == 5
+
+
 def test_a_warmup_longer_than_the_epochs(mixed: Path, run_of_it: Path, tmp_path: Path) -> None:
     run = shutil.copytree(run_of_it, tmp_path / "mixed")
     shutil.rmtree(run / "sft")

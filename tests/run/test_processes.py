@@ -35,7 +35,7 @@ from pilgrim.train.stopping import Agreed
 
 pytestmark = pytest.mark.timeout(400)  # for whichever test comes first, and has to start all of them
 
-STAGES = ("pretrain", "midtrain", "sft")
+STAGES = ("pretrain", "midtrain", "sft", "dpo")
 SETTINGS = [
     "runtime.dtype=fp32",
     "model.width=32",
@@ -55,6 +55,13 @@ SETTINGS = [
     "sft.eval_every=50",
     "sft.checkpoint_every=20",
     "sft.lora.rank=4",  # the other stages train all weights
+    "dpo.steps=50",
+    "dpo.lr_scale=0.02",  # else the loss is almost 0 soon, and a relative difference of it says nothing
+    "dpo.rows=3",
+    "dpo.pairs_val=[]",
+    "dpo.val_share=0.3",
+    "dpo.eval_every=50",
+    "dpo.checkpoint_every=50",
     "eval.sample_tokens=3",
     'eval.watch=["lambada_openai"]',
     "eval.watch_items=5",
@@ -89,9 +96,12 @@ TIMEOUT_S = 300
 
 
 def walk(recipe: Path, runs: Path, name: str, *settings: str, until: str = "pretrain") -> Path:
-    return run_journey(
-        recipe, [*SETTINGS, f"name={name}", *settings], until=until, runs=runs, console=Console(quiet=True)
-    )
+    every = [*SETTINGS, pairs(recipe), f"name={name}", *settings]
+    return run_journey(recipe, every, until=until, runs=runs, console=Console(quiet=True))
+
+
+def pairs(recipe: Path) -> str:
+    return f"dpo.pairs={json.dumps([str(recipe.parent / 'pairs.jsonl')])}"
 
 
 def walk_taught(recipe: Path, runs: Path, name: str, *settings: str) -> Path:
@@ -122,7 +132,7 @@ def start(
 
 
 def of_two(processes: Processes, recipe: Path, runs: Path) -> None:
-    walk(recipe, runs, "zero", "runtime.parallel=zero", until="sft")
+    walk(recipe, runs, "zero", "runtime.parallel=zero", until="dpo")
     walk(recipe, runs, "ddp", "runtime.parallel=ddp")
     walk(recipe, runs, "fsdp", "runtime.parallel=fsdp", until="sft")
     processes.by_first(lambda: forget_the_end(runs / "fsdp", runs / "fsdp-sft-again", "sft"))
@@ -130,7 +140,7 @@ def of_two(processes: Processes, recipe: Path, runs: Path) -> None:
     for parallel in ("zero", "fsdp"):
         short = f"runtime.parallel={parallel}", "runtime.dtype=bf16", "pretrain.steps=8"
         walk(recipe, runs, f"{parallel}-bf16", *short)
-    settings = [*SETTINGS, "name=zero", "runtime.parallel=zero"]
+    settings = [*SETTINGS, pairs(recipe), "name=zero", "runtime.parallel=zero"]
     profile_stage(
         recipe, settings, steps=1, warmup=1, out=runs / "profile", runs=runs, console=Console(quiet=True)
     )
@@ -149,7 +159,7 @@ def of_two(processes: Processes, recipe: Path, runs: Path) -> None:
 
 
 def of_three(processes: Processes, recipe: Path, runs: Path) -> None:
-    walk(recipe, runs, "three", until="sft")
+    walk(recipe, runs, "three", until="dpo")
     again(processes, recipe, runs, "three")
     walk(recipe, runs, "three-fsdp", "runtime.parallel=fsdp", "pretrain.steps=8")
 
@@ -213,7 +223,7 @@ def context() -> ForkServerContext | SpawnContext:
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["pilgrim.stages.sft", "pilgrim.stages.evaluate", "pilgrim.lab.report"])
+    found.set_forkserver_preload(["pilgrim.stages.dpo", "pilgrim.stages.evaluate", "pilgrim.lab.report"])
     return found
 
 
@@ -239,7 +249,7 @@ def runs(context: Any, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -
     dice = random.Random(5)
     odd = "".join(chr(dice.randrange(0x4E00, 0x9000)) for _ in range(60))
     (folder / "odd.jsonl").write_text(json.dumps({"text": odd}) + "\n")
-    walk(recipe, folder, "one", until="sft")
+    walk(recipe, folder, "one", until="dpo")
     walk_taught(recipe, folder, "taught")
     together(context, 2, of_two, recipe, folder)
     together(context, 3, of_three, recipe, folder)
@@ -400,7 +410,8 @@ def test_questions_are_answered_alike(runs: Path, tmp_path: Path) -> None:
     for mine, theirs in zip(one, two, strict=True):
         assert mine["values"].keys() == theirs["values"].keys()
         for stage, value in mine["values"].items():
-            assert value == pytest.approx(theirs["values"][stage], rel=1e-5)
+            assert value["n"] == theirs["values"][stage]["n"]
+            assert value["value"] == pytest.approx(theirs["values"][stage]["value"], rel=1e-5)
     for stage in STAGES:
         watched = [
             [row["watch"] for row in rows(runs / run, stage, "evals")] for run in ("one", "zero", "three")

@@ -70,7 +70,7 @@ def test_another_shape_begins_fresh(recipe: Path, run: Path) -> None:
         (
             ["tokenizer.vocab_size=300"],
             {},
-            r"another \[tokenizer\] \(vocab_size: 512 -> 300\); give this profile",
+            r"another \[tokenizer\] \(tokenizer.vocab_size: 512 -> 300\); give this profile",
         ),
     ],
 )

@@ -17,6 +17,7 @@ import pytest
 
 from pilgrim.core.files import read_jsonl_zst
 from pilgrim.data.conversations import Conversation, Prompt, read_conversations, read_prompts
+from pilgrim.data.preferences import read_pairs
 from pilgrim.data.sources import ASSETS, read_documents
 from story_chat.facts import Fact, cast, facts, topics
 from story_chat.phrases import normal_form
@@ -115,6 +116,31 @@ def test_whoever_asks_for_the_name_hears_it(split: str) -> None:
     assert asked
     for row in asked:
         assert re.search(rf"\b{NAME}\b", row["messages"][-1]["content"]), row
+
+
+# The preference pairs
+
+
+@pytest.mark.parametrize(("split", "least"), [("train", 500), ("heldout", 100)])
+def test_there_are_pairs_of_every_kind(split: str, least: int) -> None:
+    pairs = read_pairs([f"assets:preferences/{split}.jsonl.zst"])
+    assert len(pairs) == len(set(pairs)) >= least
+    replies = {c.messages[-1].content for c in conversations(split)}
+    assert all(pair.chosen[0].content in replies for pair in pairs)
+    assert all(pair.source in ("pilgrim", "tinystories") for pair in pairs)
+    kinds = Counter(row["kind"] for row in rows(f"preferences/{split}.jsonl.zst"))
+    assert kinds.keys() == {"name", "answer", "topic", "cut", "loop"} and min(kinds.values()) >= 10
+    for row in rows(f"preferences/{split}.jsonl.zst"):
+        if row["kind"] == "name":
+            assert NAME in row["chosen"] and NAME not in row["rejected"]
+
+
+def test_no_held_out_pair_is_trained_on() -> None:
+    trained, held_out = (
+        {pair.prompt for pair in read_pairs([f"assets:preferences/{split}.jsonl.zst"])}
+        for split in ("train", "heldout")
+    )
+    assert not trained & held_out
 
 
 # What is kept apart

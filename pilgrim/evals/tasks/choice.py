@@ -19,8 +19,7 @@ from collections.abc import Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any
 
-from pilgrim.core.errors import DataError
-from pilgrim.data.questions import multiple_choice
+from pilgrim.data.questions import checked_choices, multiple_choice
 from pilgrim.evals.chat_items import ChatItem, Verdict, text
 
 _ANNOUNCED = r"\b(?i:answer|option|choice)\b\W*(?i:is\b)?\W*([A-Z])\b(?!['’])"  # The answer is B
@@ -63,30 +62,9 @@ def item(question: str, choices: Sequence[str], gold: int, line: int, name: str 
 def read_arc(row: Mapping[str, Any], line: int, place: str) -> ChatItem:
     """A row of CORE's files: "query" ("Question: …"), "choices", "gold"."""
     question = text(row, "query", place).removeprefix("Question: ")
-    return item(question, *checked(row, "choices", "gold", place), line)
+    return item(question, *checked_choices(row, "choices", "gold", place), line)
 
 
 def read_mmlu(row: Mapping[str, Any], line: int, place: str) -> ChatItem:
     """ "question", "choices", "answer" (a number from 0), and "subject"."""
-    return item(text(row, "question", place), *checked(row, "choices", "answer", place), line)
-
-
-def checked(row: Mapping[str, Any], choices: str, gold: str, place: str) -> tuple[list[str], int]:
-    """The row's choices and the number of the right one. Raises DataError."""
-    options, number = row.get(choices), row.get(gold)
-    if not isinstance(options, list) or not 2 <= len(options) <= len(ascii_uppercase):
-        raise DataError(f'{place}: "{choices}" must be a list of 2 to 26 texts; mend or drop the row')
-    for at, option in enumerate(options):
-        if not isinstance(option, str) or not option.strip():
-            raise DataError(
-                f'{place}: "{choices}"[{at}] is {str(option)!r}, which has no tokens that could be scored; '
-                "write text, or drop the row"
-            )
-    if len({option.strip() for option in options}) < 2:
-        raise DataError(f'{place}: all "{choices}" are the same, so none can be right; mend or drop the row')
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(options):
-        raise DataError(
-            f'{place}: "{gold}" is {number!r}, but must be a number from 0 to {len(options) - 1}, one of '
-            f'"{choices}"'
-        )
-    return options, number
+    return item(text(row, "question", place), *checked_choices(row, "choices", "answer", place), line)

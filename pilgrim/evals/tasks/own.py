@@ -37,6 +37,7 @@ from typing import Any
 
 from pilgrim.core.errors import DataError
 from pilgrim.core.files import explained, read_jsonl_zst
+from pilgrim.data.questions import checked_choices
 from pilgrim.evals.chat_items import ChatItem, Verdict, text
 from pilgrim.evals.tasks import choice
 from pilgrim.evals.tasks.programs import code_in, tested
@@ -130,7 +131,7 @@ def _choices(row: Mapping[str, Any], prompt: str, line: int, name: str, place: s
     if isinstance(options, list) and count != 1:
         raise DataError(f'{place}: "answer" is {answer!r}, which must be one of "choices", and there once')
     gold = options.index(answer) if count else 0
-    choices, gold = choice.checked({"choices": options, "answer": gold}, "choices", "answer", place)
+    choices, gold = checked_choices({"choices": options, "answer": gold}, "choices", "answer", place)
     return choice.item(prompt, choices, gold, line, name)
 
 

@@ -58,6 +58,8 @@ def test_a_solution_without_marks() -> None:
     [
         ({**MMLU, "question": " "}, 'f: "question" must be text that is not empty'),
         ({**MMLU, "choices": ["one"]}, 'f: "choices" must be a list of 2 to 26 texts'),
+        ({**MMLU, "choices": ["a bat", None]}, "f: \"choices\"[1] is 'None', which has no tokens"),
+        ({**MMLU, "choices": ["a bat", "a bat "]}, 'f: all "choices" are the same'),
         ({**MMLU, "answer": 2}, 'f: "answer" is 2, but must be a number from 0 to 1'),
         ({**MMLU, "answer": True}, 'f: "answer" is True, but must be a number from 0 to 1'),
         ({"question": "1 + 1?", "answer": "2"}, 'f: "answer" does not end with "#### " and a number'),

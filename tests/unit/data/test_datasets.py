@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import zstandard
 
@@ -100,6 +101,16 @@ def test_parquet_without_the_column(tmp_path: Path) -> None:
         list(conversations("t", dataset(kind="conversations", files=[file])))
 
 
+def test_parquet_with_bytes_that_are_no_text(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    offsets = pa.py_buffer(np.array([0, 2, 4], dtype=np.int32).tobytes())
+    odd = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"ok\xff\xfe")])
+    pq.write_table(pa.table({"text": odd}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"t\.parquet: behind row 0 is text that is no valid UTF-8"):
+        list(texts("t", dataset(kind="text", files=[str(tmp_path / "t.parquet")])))
+
+
 def test_a_file_without_rows(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n")
     with pytest.raises(DataError, match=r"files ending in '\.csv' hold no rows; use \.jsonl"):
@@ -136,6 +147,7 @@ HASH = "740312add88f781978c0658806c59bc2815b9866"
         ),
         ({"a": {"kind": "spelling", "limit": 9, "hub": "o/n"}}, "datasets.a.hub: spelling is made here, and"),
         ({"a": {"kind": "text", "files": ["x"], "bad_rows": "skip"}}, 'datasets.a.bad_rows = "skip" is for'),
+        ({"a": {"kind": "identity", "about": " "}}, "datasets.a.about is empty, and would be an answer"),
         ({"text": {"kind": "identity"}}, "datasets.text: no data set can be named so"),
         ({"a": {"kind": "tex"}}, "datasets.a.kind = \"tex\" should be one of 'text', 'conversations'"),
     ],

@@ -57,8 +57,13 @@ def test_identity() -> None:
         [m["role"] for m in messages] in (["user", "assistant"] * n for n in (1, 2)) for messages in every
     )
     answers = {m["content"] for messages in every for m in messages if m["role"] == "assistant"}
-    assert all(re.search(r"Ada|my sister|I am small\.", answer) for answer in answers)
+    assert all(re.search(r"Ada|[Mm]y sister|I am small\.", answer) for answer in answers)
     assert list(identity("Ada", "my sister", "I am small.", 9, seed=1)) == every[:9]
+
+
+def test_the_maker_begins_a_sentence() -> None:
+    said = {answer["content"] for _, answer, *_ in identity("Pip", "my lab", "I am small.", None, 1)}
+    assert {"My lab made me.", "I was made by my lab."} <= said
 
 
 def test_the_seed_decides() -> None:

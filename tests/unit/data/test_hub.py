@@ -108,6 +108,14 @@ def test_what_is_not_there(tmp_path: Path, repository: str, revision: str, file:
     assert str(error.value) == f"datasets.tales: {file} of {repository} at {revision[:8]}: {sentence}"
 
 
+@pytest.mark.parametrize(
+    ("repository", "file"), [("a/b/c", "x"), ("a b", "x"), ("", "x"), ("us/tales", "../x")]
+)
+def test_what_can_not_be_a_name(tmp_path: Path, repository: str, file: str) -> None:
+    with pytest.raises(DataError, match=r"^datasets\.tales: .* is named so .*; mend datasets\.tales$"):
+        fetched(repository, COMMIT, file, "datasets.tales", cache=tmp_path)
+
+
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As HF_HUB_OFFLINE says it; to a hub that does not answer, half a minute of attempts come before."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

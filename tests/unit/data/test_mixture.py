@@ -8,6 +8,8 @@ from itertools import islice
 import pytest
 import torch
 
+from pilgrim.core.config import build
+from pilgrim.core.errors import SettingsError
 from pilgrim.core.runtime import Runtime
 from pilgrim.data.loader import Batch, PackedRows, Position
 from pilgrim.data.mixture import BLOCK, Dealt, Drawn, Mixture, PartSettings, Tagged, contradiction
@@ -129,6 +131,12 @@ def test_tables_that_make_no_mixture(
     parts = {name: PartSettings(weight=weight, epochs=epochs) for name, (weight, epochs) in mixture.items()}
     assert (contradiction(parts, "m") or "").startswith(sentence)
     assert contradiction({"a": PartSettings(weight=1), "b": PartSettings(weight=2)}, "m") is None
+
+
+@pytest.mark.parametrize("part", [{"weight": float("inf")}, {"weight": float("nan")}, {"epochs": 1e300}])
+def test_amounts_without_an_end(part: dict[str, float]) -> None:
+    with pytest.raises(SettingsError, match=r"^m\.toml: (weight|epochs) = .* should be (a finite|less than)"):
+        build(PartSettings, part, "m.toml")
 
 
 def test_rows_say_where_they_are_from() -> None:

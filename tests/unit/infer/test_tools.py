@@ -120,6 +120,7 @@ def test_a_call_is_answered_at_its_end(tokenizer: Tokenizer) -> None:
     assert use.answer([END_OF_CALL]) == []
     expected = [RESPONSE, *tokenizer.encode("18"), END_OF_RESPONSE]
     assert use.answer([7, CALL, *text, END_OF_CALL]) == expected
+    assert use.answer([CALL, *text, END_OF_CALL, *expected, 7, END_OF_CALL]) == []
     assert [CALL, *text, END_OF_CALL, *expected] == call("9*2", "18", tokenizer)
 
 

@@ -604,3 +604,24 @@ def test_stages_that_are_spoiled(run: Path) -> None:
     odd = measure("ended", changes={"sft": {"difference": "x"}}, better=None, kind=7)
     write_object(run / "evaluate" / "stages.json", {"stages": ["midtrain", "sft"], "measures": [odd, 3]})
     assert "What each stage changed" in report(run).text
+
+
+def test_rewards_are_drawn_and_rollouts_shown_as_text(tmp_path: Path) -> None:
+    train(tmp_path / "rl", 4)
+    keys = ("reward", "reply_tokens", "groups_dropped", "cut_off", "entropy", "drift", "drift_kl", "clipped")
+    write_rows(
+        tmp_path / "rl" / "metrics.jsonl",
+        [{"step": n, "loss": 0.1, "tokens": n, **dict.fromkeys(keys, n / 10)} for n in range(1, 5)],
+    )
+    for step in (0, 2, 3):
+        rows = [
+            {"prompt": ATTACK, "reply": f"reply {step} {n}", "reward": n / 8, "ended": True} for n in range(8)
+        ]
+        rows.append({"prompt": "?", "reply": "no reward", "reward": None, "ended": False})
+        write_rows(tmp_path / "rl" / "rollouts" / f"step-{step:06d}.jsonl", rows)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Reward: reward from 0.1 to 0.4." in page
+    shown = set(re.findall(r"reply \d \d", page))
+    assert shown == {f"reply {step} {n}" for step in (0, 3) for n in (0, 1, 2, 5, 6, 7)}
+    assert "no reward" not in page
+    assert "<script>alert(1)" not in page

@@ -129,9 +129,17 @@ def test_what_grows_ends_with_the_whole() -> None:
     assert found.pretrain.steps * mean == pytest.approx(plain.pretrain.steps * 8 * 512, rel=1e-3)
 
 
+def test_beta_follows_from_the_loss() -> None:
+    for loss, beta in (("dpo", 0.1), ("apo_zero", 0.1), ("dpo_norm", 5.0)):
+        found = recipe(dpo={"steps": 9, "loss": loss}).resolved()
+        assert found.dpo and found.dpo.beta == beta and found.dpo.rows == found.pretrain.rows
+    given = recipe(dpo={"steps": 9, "loss": "dpo_norm", "beta": 2}).resolved()
+    assert given.dpo and given.dpo.beta == 2
+
+
 def test_a_stage_without_a_table_is_not_there() -> None:
     found = recipe().resolved()
-    assert (found.midtrain, found.sft) == (None, None)
+    assert (found.midtrain, found.sft, found.dpo) == (None, None, None)
     assert "[midtrain]" not in dump_toml(found)
 
 
@@ -139,6 +147,18 @@ def test_a_stage_without_a_table_is_not_there() -> None:
     ("tables", "told"),
     [
         ({"sft": {}}, "x.toml: sft.steps is missing"),
+        ({"dpo": {}}, "x.toml: dpo.steps is missing"),
+        ({"dpo": {"steps": 9, "pairs_val": []}}, "held-out pairs need exactly one of them"),
+        ({"dpo": {"steps": 9, "val_share": 0.1}}, "held-out pairs need exactly one of them"),
+        (
+            {"dpo": {"steps": 9, "loss": "apo_zero", "label_smoothing": 0.1}},
+            "dpo.label_smoothing = 0.1 swaps chosen and rejected, which apo_zero does not compare",
+        ),
+        (
+            {"dpo": {"steps": 9, "grow": {"context": [[0, 128], [0.5, 512]]}}},
+            "dpo.grow.context would cut pairs in two",
+        ),
+        ({"dpo": {"steps": 9, "beta": 0}}, "dpo.beta = 0"),
         (
             {"pretrain": {"steps": 3}},
             "x.toml: pretrain.warmup = 5 must be less than pretrain.steps = 3; try 0",

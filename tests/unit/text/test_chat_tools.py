@@ -168,7 +168,8 @@ def test_calls_as_text_and_back(call: Call, written: str) -> None:
     "odd",
     ['{"name": "f"', '{"name": 1, "arguments": {}}', '{"name": "f", "arguments": {}, "more": 1}', "[" * 9999,
      "{" * 9999, '{"name": "f", "arguments": "{}"}', '{"name": "python", "arguments": {"script": ""}}', "",
-     "python", r'{"name": "f", "arguments": {"a": "\ud83d"}}'],
+     "python", r'{"name": "f", "arguments": {"a": "\ud83d"}}',
+     '{"name": "f", "arguments": {"a": NaN}}', '{"name": "f", "arguments": {"a": 1e999}}'],
 )  # fmt: skip
 def test_what_is_no_call_of_a_function_is_an_expression(odd: str) -> None:
     assert call_of(odd) == sums(odd)
@@ -272,6 +273,9 @@ def call_item(
 
 ASK, TOOL = {"role": "user", "content": "x"}, {"role": "tool", "content": "1"}
 SPEAK = {"role": "assistant", "content": "x"}
+ENDLESS: dict[str, Any] = {}
+for _ in range(2000):
+    ENDLESS = {"a": ENDLESS}
 
 
 def calling(*items: Any) -> dict[str, Any]:
@@ -296,6 +300,9 @@ def calling(*items: Any) -> dict[str, Any]:
         ([ASK, calling(call_item(arguments={"expression": 1}))], '.*which takes {"expression": text}'),
         ([ASK, calling(call_item(arguments="{"))], 'message 2, call 1: "arguments" is no JSON'),
         ([ASK, calling(call_item(arguments=[1]))], "message 2 calls .* with arguments that are no JSON obj"),
+        ([ASK, calling(call_item("f", '{"a": NaN}'))], 'message 2, call 1: "arguments" can.t be written as'),
+        ([ASK, calling(call_item("f", {"a": 10**5000}))], 'message 2, call 1: "arguments" can.t be written'),
+        ([ASK, calling(call_item("f", ENDLESS))], 'message 2, call 1: "arguments" can.t be written as JSON'),
         ([ASK, calling("f")], "message 2, call 1 must be"),
         ([ASK, calling({"function": {"arguments": {}}})], "message 2, call 1 must be"),
         ([ASK, calling(call_item(id=7))], "message 2, call 1 has the id 7"),
@@ -319,12 +326,18 @@ def test_a_bad_row_is_refused_with_its_place(messages: list[Any], complaint: str
         ("[", '"tools" is no JSON'),
         ([{"name": "f"}], "tool 1 must be"),
         ([WEATHER, {"function": {"name": ""}}], "tool 2 must be"),
+        ([{"function": {"name": "f", "parameters": float("inf")}}], "tool 1 can't be written as JSON"),
         ([WEATHER, {"function": {"description": "x"}}], "tool 2 must be"),
     ],
 )
 def test_bad_definitions_are_refused_with_their_place(tools: Any, complaint: str) -> None:
     with pytest.raises(DataError, match=rf"^chats\.jsonl:3: {complaint}"):
         messages_from_row({"messages": [ASK, SPEAK], "tools": tools}, "chats.jsonl:3")
+
+
+@pytest.mark.parametrize("none", [None, "", " ", "null", [], "[]"])
+def test_rows_without_definitions(none: Any) -> None:
+    assert len(messages_from_row({"messages": [ASK, SPEAK], "tools": none}, "here")) == 2
 
 
 def test_messages_are_numbered_as_in_the_row() -> None:
