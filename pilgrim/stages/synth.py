@@ -50,10 +50,24 @@ def synthesize(
     recipe = build(SynthRecipe, apply_overrides(load_toml(file), overrides), str(file))
     prompts, folder = Prompts(recipe), Path(recipe.out).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
+    _refuse_foreign(folder)
     with only_writer(folder), writers_of(recipe) as writers:
         write_atomic(folder / "recipe.toml", dump_toml(recipe))
         journal = Journal(folder / "answers.jsonl")
         return asyncio.run(_made(recipe, prompts, writers, journal, folder, consent, console))
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Files of ours would take the place of what stands there by the same names: of a run, or anybody's."""
+    recipe = folder / "recipe.toml"
+    if recipe.exists() and "out" in load_toml(recipe):
+        return
+    for name in ("recipe.toml", "conversations.jsonl", "rejected.jsonl", "answers.jsonl", "summary.json"):
+        if (folder / name).exists():
+            raise PilgrimError(
+                f"out = {folder}: the {name} there was not made by `pilgrim synth`, and would be "
+                "overwritten; name another folder"
+            )
 
 
 async def _made(
@@ -66,7 +80,7 @@ async def _made(
     console: Console,
 ) -> dict[str, Any]:
     prices = {who: writer.price for who, writer in writers.items()}
-    purse = Purse(recipe.limits, prices, journal.tokens)
+    purse = Purse(recipe.limits, prices, journal)
     asking, rows = Asking(writers, journal, purse), Rows(folder)
     total, unit = (recipe.wanted, "conversations") if recipe.wanted else (len(prompts), "questions")
     console.stage("synth", f"{total:,} {unit} for {folder}")

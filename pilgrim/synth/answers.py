@@ -26,6 +26,14 @@ class Tokens:
         return Tokens(self.read - other.read, self.written - other.written)
 
 
+Price = tuple[float, float]  # of a million tokens read, and written
+
+
+def cost(tokens: Tokens, price: Price) -> float:
+    """In the money of the prices."""
+    return (tokens.read * price[0] + tokens.written * price[1]) / 1e6
+
+
 @dataclass(frozen=True)
 class Answer:
     """`text` is all that was said, and `messages` what goes into the conversation for it.
@@ -67,7 +75,7 @@ class Writer(Protocol):
     concurrency: int
     tries: int
     wait_s: float
-    price: tuple[float, float]  # of a million tokens read, and written
+    price: Price
 
     def most(self, messages: list[Wire]) -> Tokens:
         """What an answer may cost at most."""

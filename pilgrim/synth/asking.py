@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping
 
 from pilgrim.core.errors import PilgrimError
-from pilgrim.synth.answers import Answer, Lost, Refused, Stopped, Wire, Writer
+from pilgrim.synth.answers import Answer, Lost, Refused, Stopped, Unanswerable, Wire, Writer
 from pilgrim.synth.journal import Journal, name_of
 from pilgrim.synth.purse import Purse
 
@@ -56,6 +56,8 @@ class Asking:
         name = name_of(writer.name, writer.body(messages, seed))
         if (known := self.journal.answer(name)) is not None:
             return known
+        if (why := self.journal.refusal(name)) is not None:
+            raise Unanswerable(why)
         if self.offline:
             raise NotAsked
         async with self._places[id(writer)]:
@@ -73,7 +75,7 @@ class Asking:
             async with self.purse.laid_aside(who, most):
                 if self.stopped:
                     raise self.stopped
-                self.journal.asked(name, who, most)
+                self.journal.asked(name, who, most, writer.price)
                 self.requests += 1
                 wait_s: float | None = None
                 try:
@@ -83,9 +85,9 @@ class Asking:
                     self.journal.lost(name)
                 except Refused as error:
                     why, wait_s = str(error), error.wait_s
-                    self.journal.refused(name, why)
+                    self.journal.refused(name, who, why)
                 except Exception as error:
-                    self.journal.refused(name, str(error))
+                    self.journal.refused(name, who, str(error), for_good=isinstance(error, Unanswerable))
                     raise
                 else:
                     self.journal.answered(name, who, answer)

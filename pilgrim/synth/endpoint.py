@@ -45,8 +45,10 @@ class Endpoint:
         self.name, self.where = settings.model, f"{table}: {settings.url}"
         self.price = settings.price_in, settings.price_out
         headers = {"User-Agent": "pilgrim"}
-        if settings.key_env is not None:
-            headers["Authorization"] = f"Bearer {_key(settings.key_env, table)}"
+        key = _key(settings.key_env, table) if settings.key_env is not None else None
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
+        self._key = key
         self._client = httpx2.AsyncClient(
             headers=headers,
             timeout=settings.timeout_s,
@@ -76,6 +78,8 @@ class Endpoint:
         body = self.body(messages, seed)
         if not self.settings.send_seed:
             del body["seed"]
+        if any(_broken(str(message["content"])) for message in messages):
+            raise Unanswerable("there is half a surrogate pair in it, which can't be sent as UTF-8")
         try:
             # httpx's time-outs are for each piece that arrives; this one is for the whole.
             async with asyncio.timeout(self.settings.timeout_s):
@@ -86,12 +90,20 @@ class Endpoint:
             raise Lost(f"no answer within {self.settings.timeout_s:g} s") from None
         except (httpx2.TransportError, httpx2.DecodingError) as error:
             raise Lost(f"the connection broke off: {error or type(error).__name__}") from None
-        if response.status_code != 200:
-            self._refused(response)
-        return _answer(response)
+        try:
+            if response.status_code != 200:
+                self._refused(response)
+            return _answer(response)
+        except (Refused, Lost, Unanswerable, PilgrimError) as error:
+            error.args = tuple(self._without_key(arg) for arg in error.args)
+            raise
 
     async def close(self) -> None:
         await self._client.aclose()
+
+    def _without_key(self, sentence: str) -> str:
+        """Some servers quote the key in what they say of it."""
+        return sentence.replace(self._key, "(the key)") if self._key else sentence
 
     def _refused(self, response: httpx2.Response) -> None:
         status, where = response.status_code, self.where
@@ -123,6 +135,10 @@ def _key(variable: str, table: str) -> str:
     if not key.isascii() or not key.isprintable():
         raise SettingsError(f"{table}.key_env: what {variable} holds is no key: it has odd characters in it")
     return key
+
+
+def _broken(text: str) -> bool:
+    return any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def _answer(response: httpx2.Response) -> Answer:

@@ -1,13 +1,19 @@
 """Every answer is written down the moment it comes, and remembered by what was asked.
 
-    {"asked": "3f…", "who": "endpoint", "most": [412, 512]}        before a request is sent
-    {"answered": "3f…", "who": …, "tokens": [101, 87], "text": …}  when its answer has come
-    {"refused": "3f…", "why": "429"}                               when the server said no
+    {"asked": "3f…", "who": "writer", "most": [412, 512], "price": [0.15, 0.6]}   before a request is sent
+    {"answered": "3f…", "who": "writer", "tokens": [101, 87], "text": …}          when its answer has come
+    {"refused": "3f…", "who": "writer", "why": "429", "for_good": false}          when the server said no
 
 The name of a question is a hash of all that its answer depends on: model, messages, dials, seed. So a run
 that was killed asks only what was never answered, and a recipe whose filters were changed is judged anew
 without a single request. What was asked and neither answered nor refused was on its way when the program
 died; perhaps it is charged, so it counts with the most that it can have cost.
+
+What was spent was spent at the price of then, whatever the recipe says now, and whoever it asks.
+
+A question that can't be answered is refused for good, and not asked again. But a server whose settings are
+wrong refuses everything. So a refusal is believed only if the same one has answered something after it,
+before the next start, at which others are forgotten ("doubted").
 
 A line is on the disk (fsync) before anything is made of it: an answer may have cost money.
 """
@@ -21,7 +27,7 @@ from typing import Any
 
 from pilgrim.core.errors import DataError
 from pilgrim.core.files import explained
-from pilgrim.synth.answers import Answer, Tokens
+from pilgrim.synth.answers import Answer, Price, Tokens, cost
 
 
 def name_of(who: str, body: dict[str, Any]) -> str:
@@ -37,10 +43,13 @@ class Journal:
         """Raises DataError, with file and line, for a line in the middle that is damaged."""
         self.path = path
         self.tokens: dict[str, Tokens] = {}
+        self.cost = 0.0  # of these
         self.untold = 0  # for so many requests the most that they can have cost is counted
         self._answers: dict[str, Answer] = {}
         self._verdicts: dict[str, bool] = {}
-        self._open: dict[str, list[tuple[str, Tokens]]] = {}  # asked, with no outcome yet
+        self._refusals: dict[str, str] = {}  # for good, and believed: why
+        self._doubted: dict[str, dict[str, str]] = {}  # by who refused: not believed yet
+        self._open: dict[str, list[tuple[str, Tokens, Price]]] = {}  # asked, with no outcome yet
         for number, row in _rows(path):
             try:
                 self._take(row)
@@ -48,6 +57,8 @@ class Journal:
                 raise DataError(f"{path}, line {number}: is no line of this journal; remove it") from None
         for name in list(self._open):
             self.lost(name)
+        if self._doubted:  # the settings may have been mended since
+            self._write({"doubted": len(self._doubted)})
 
     def __len__(self) -> int:
         """How many answers it holds."""
@@ -57,22 +68,26 @@ class Journal:
         """What came of this question before."""
         return self._answers.get(name)
 
+    def refusal(self, name: str) -> str | None:
+        """Why this question can't be answered, if that is known."""
+        return self._refusals.get(name)
+
     def verdict(self, name: str) -> bool | None:
         """What a check said of this answer before."""
         return self._verdicts.get(name)
 
-    def asked(self, name: str, who: str, most: Tokens) -> None:
+    def asked(self, name: str, who: str, most: Tokens, price: Price) -> None:
         """A request is about to be sent."""
-        self._write({"asked": name, "who": who, "most": [most.read, most.written]})
+        self._write({"asked": name, "who": who, "most": [most.read, most.written], "price": [*price]})
 
-    def refused(self, name: str, why: str) -> None:
-        """It was not answered, and costs nothing."""
-        self._write({"refused": name, "why": why})
+    def refused(self, name: str, who: str, why: str, for_good: bool = False) -> None:
+        """It was not answered, and costs nothing. `for_good`: it can't be."""
+        self._write({"refused": name, "who": who, "why": why, "for_good": for_good})
 
     def lost(self, name: str) -> None:
         """It may have cost something: it stays counted."""
-        for who, most in self._open.pop(name, []):
-            self._count(who, most)
+        for who, most, price in self._open.pop(name, []):
+            self._count(who, most, price)
             self.untold += 1
 
     def answered(self, name: str, who: str, answer: Answer) -> None:
@@ -96,21 +111,28 @@ class Journal:
 
     def _take(self, row: dict[str, Any]) -> None:
         if "asked" in row:
-            self._open.setdefault(row["asked"], []).append((row["who"], Tokens(*row["most"])))
+            read, written = row["price"]
+            asked = row["who"], Tokens(*row["most"]), (read, written)
+            self._open.setdefault(row["asked"], []).append(asked)
         elif "refused" in row:
-            self._open.get(row["refused"], [None]).pop()
+            self._open[row["refused"]].pop()
+            if row["for_good"]:
+                self._doubted.setdefault(row["who"], {})[row["refused"]] = row["why"]
+        elif "doubted" in row:
+            self._doubted.clear()
         elif "judged" in row:
             self._verdicts[row["judged"]] = bool(row["right"])
         else:
             name = row["answered"]
-            waiting = self._open.get(name, [])
-            most = waiting.pop()[1] if waiting else Tokens()
+            _, most, price = self._open[name].pop()
             tokens = Tokens(*row["tokens"]) if row["tokens"] is not None else None
-            self._count(row["who"], most if tokens is None else tokens)
+            self._count(row["who"], most if tokens is None else tokens, price)
+            self._refusals |= self._doubted.pop(row["who"], {})
             self.untold += tokens is None
             self._answers[name] = Answer(row["text"], row["messages"], row["cut"], tokens)
 
-    def _count(self, who: str, tokens: Tokens) -> None:
+    def _count(self, who: str, tokens: Tokens, price: Price) -> None:
+        self.cost += cost(tokens, price)
         self.tokens[who] = self.tokens.get(who, Tokens()) + tokens
 
 

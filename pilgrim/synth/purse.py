@@ -10,24 +10,16 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-from pilgrim.synth.answers import Stopped, Tokens
+from pilgrim.synth.answers import Price, Stopped, Tokens, cost
+from pilgrim.synth.journal import Journal
 from pilgrim.synth.settings import LimitSettings
-
-Price = tuple[float, float]  # of a million tokens read, and written
-
-
-def cost(tokens: Tokens, price: Price) -> float:
-    """In the money of the prices."""
-    return (tokens.read * price[0] + tokens.written * price[1]) / 1e6
 
 
 class Purse:
-    """Shared by all requests. `spent` is the journal's count, which it goes on reading."""
+    """Shared by all requests. What was spent is the journal's count; `prices` are those of now."""
 
-    def __init__(
-        self, limits: LimitSettings, prices: Mapping[str, Price], spent: Mapping[str, Tokens]
-    ) -> None:
-        self.limits, self._prices, self._spent = limits, prices, spent
+    def __init__(self, limits: LimitSettings, prices: Mapping[str, Price], journal: Journal) -> None:
+        self.limits, self._prices, self._journal = limits, prices, journal
         self._aside: dict[str, Tokens] = {}
         self._on_the_way = 0
         self._changed = asyncio.Condition()
@@ -35,12 +27,12 @@ class Purse:
     @property
     def cost(self) -> float:
         """So far."""
-        return sum(cost(tokens, self._prices[who]) for who, tokens in self._spent.items())
+        return self._journal.cost
 
     @property
     def tokens(self) -> int:
         """Read and written so far."""
-        return sum(tokens.read + tokens.written for tokens in self._spent.values())
+        return sum(tokens.read + tokens.written for tokens in self._journal.tokens.values())
 
     @asynccontextmanager
     async def laid_aside(self, who: str, most: Tokens) -> AsyncIterator[None]:

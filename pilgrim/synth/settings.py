@@ -23,6 +23,7 @@ is asked `samples` times, and what is right is kept: rejection sampling.
 The key of an endpoint is never written here. `key_env` names the variable of the environment that holds it.
 """
 
+import json
 import re
 from collections import Counter
 from ipaddress import ip_address
@@ -34,6 +35,8 @@ from pydantic import Field, field_validator, model_validator
 from pilgrim.core.config import Settings
 
 PROMPTS_FOR_EACH_WANTED = 5  # asked at most, where the recipe names no number
+# A request's fields that have settings of their own, or change what it costs and how it is read.
+OWN_FIELDS = ("model", "messages", "seed", "max_tokens", "max_completion_tokens", "n", "best_of", "stream")
 PATIENCE = 50  # conversations rejected in a row, where the recipe names no number
 
 
@@ -85,6 +88,18 @@ class EndpointSettings(Settings):
         if parts.username is not None or parts.query or parts.fragment:
             raise ValueError("it holds more than an address; a key belongs into the variable of key_env")
         return url.rstrip("/").removesuffix("/chat/completions")
+
+    @field_validator("body")
+    @classmethod
+    def _body_holds_nothing_of_ours(cls, body: dict[str, Any]) -> dict[str, Any]:
+        for name in OWN_FIELDS:
+            if name in body:
+                raise ValueError(f"body.{name} can't stand in an endpoint's table; use the setting there is")
+        try:
+            json.dumps(body, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"an endpoint's body can't be said in JSON ({error}); mend it") from None
+        return body
 
     @model_validator(mode="after")
     def _key_is_not_in_the_recipe(self) -> "EndpointSettings":
@@ -245,6 +260,16 @@ class SynthRecipe(Settings):
     def _one_writer(self) -> "SynthRecipe":
         if (self.endpoint is None) == (self.run is None):
             raise ValueError("who writes? give exactly one of the tables [endpoint] and [run]")
+        return self
+
+    @model_validator(mode="after")
+    def _money_needs_prices(self) -> "SynthRecipe":
+        asked = [self.endpoint, self.judge.endpoint if self.judge else None]
+        if self.limits.max_cost is not None and not any(e and (e.price_in or e.price_out) for e in asked):
+            raise ValueError(
+                f"limits.max_cost = {self.limits.max_cost:g} limits nothing, as all prices are 0; write "
+                "price_in and price_out of the endpoint, or limits.max_tokens"
+            )
         return self
 
     @model_validator(mode="after")

@@ -115,11 +115,10 @@ class Work:
     def _decide(self, drafts: list[Draft]) -> None:
         """Keep the best of a prompt's drafts; the rest is written down with a reason."""
         prompt, kept = self._prompts[self._next], 0
+        drafts = [self._copies_told(draft) for draft in drafts]
         for draft in sorted(drafts, key=lambda draft: (-(draft.score or 0), draft.sample)):
+            draft = self._copies_told(draft)  # once more, as one of the same prompt may be kept now
             against = draft.against
-            if against is None and (copied := self._known.copy_of(draft.text)):
-                against = copy_reason(*copied)
-                draft = replace(draft, score=None, judge=None)  # the judge may or may not have been asked
             wanted = self._recipe.wanted is None or self.kept < self._recipe.wanted
             if against is None and (kept >= self._recipe.keep or not wanted):
                 against = "not needed: others of the same prompt are kept"
@@ -131,6 +130,13 @@ class Work:
                 self.reasons[against.partition(":")[0]] += 1
                 self._in_vain.append(against)
         self._next += 1
+
+    def _copies_told(self, draft: Draft) -> Draft:
+        """A copy is one of what was kept by now. Whether the judge was quicker than that is luck."""
+        looked = draft.against is None or draft.against.startswith(("copy: ", "judge: "))
+        if looked and (copied := self._known.copy_of(draft.text)):
+            return replace(draft, against=copy_reason(*copied), score=None, judge=None)
+        return draft
 
     def _refuse_vain_work(self) -> None:
         patience = self._recipe.patience or (PATIENCE if self._recipe.prompts else None)

@@ -80,6 +80,17 @@ ODD = [
     "eval.sample_tokens=1",
     "health.spike_sigmas=5",
 ]
+# A run that learns from the first one: all weights in pretraining, and then adapters.
+TAUGHT = [
+    "pretrain.steps=8",
+    "pretrain.eval_every=8",
+    "pretrain.teacher.top_k=8",
+    "midtrain.steps=1",
+    "midtrain.warmup=0",
+    "sft.steps=8",
+    "sft.checkpoint_every=5",
+    "sft.teacher.temperature=2",
+]
 TOLERANCE = 1e-6  # relative, over all of these steps
 TIMEOUT_S = 300
 
@@ -91,6 +102,12 @@ def walk(recipe: Path, runs: Path, name: str, *settings: str, until: str = "pret
 
 def pairs(recipe: Path) -> str:
     return f"dpo.pairs={json.dumps([str(recipe.parent / 'pairs.jsonl')])}"
+
+
+def walk_taught(recipe: Path, runs: Path, name: str, *settings: str) -> Path:
+    """A short walk to the end of SFT, with a teacher."""
+    teachers = [f"{stage}.teacher.run={runs / 'one'}" for stage in ("pretrain", "sft")]
+    return walk(recipe, runs, name, *TAUGHT, *teachers, *settings, until="sft")
 
 
 def walk_past_the_odd(recipe: Path, runs: Path, policy: str, count: int) -> Path:
@@ -131,6 +148,10 @@ def of_two(processes: Processes, recipe: Path, runs: Path) -> None:
         again(processes, recipe, runs, name, f"runtime.parallel={name}")
     processes.by_first(lambda: forget_the_end(runs / "one", runs / "one-then-two"))
     walk(recipe, runs, "one-then-two")
+    for parallel in ("zero", "fsdp"):
+        walk_taught(recipe, runs, f"taught-{parallel}", f"runtime.parallel={parallel}")
+    processes.by_first(lambda: forget_the_end(runs / "taught-fsdp", runs / "taught-fsdp-again", "sft"))
+    walk_taught(recipe, runs, "taught-fsdp-again", "runtime.parallel=fsdp")
     agreements(processes, runs)
     questions(runs / "zero")
     for policy in ("skip", "roll_back"):
@@ -229,6 +250,7 @@ def runs(context: Any, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -
     odd = "".join(chr(dice.randrange(0x4E00, 0x9000)) for _ in range(60))
     (folder / "odd.jsonl").write_text(json.dumps({"text": odd}) + "\n")
     walk(recipe, folder, "one", until="dpo")
+    walk_taught(recipe, folder, "taught")
     together(context, 2, of_two, recipe, folder)
     together(context, 3, of_three, recipe, folder)
     return folder
@@ -316,6 +338,21 @@ def test_adapters_are_sliced_too(runs: Path) -> None:
     assert sum(name.startswith("adapter/") for name in alone) == 2 * 7 * 2
     assert all(alone[name].shape == sliced[name].shape for name in alone)
     assert same(runs / "fsdp", runs / "fsdp-sft-again", "sft")
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+@pytest.mark.parametrize("parallel", ["zero", "fsdp"])
+def test_a_teacher_tells_several_what_it_tells_one(runs: Path, parallel: str, stage: str) -> None:
+    one, several = runs / "taught", runs / f"taught-{parallel}"
+    assert drift(one, several, stage) < TOLERANCE
+    for a, b in zip(rows(one, stage), rows(several, stage), strict=True):
+        for name in ("teacher_kl", "cross_entropy"):
+            assert a[name] == pytest.approx(b[name], rel=1e-5), name
+    assert rows(one, stage)[0]["teacher_kl"] > 0
+
+
+def test_several_that_are_taught_go_on_to_the_same_bits(runs: Path) -> None:
+    assert same(runs / "taught-fsdp", runs / "taught-fsdp-again", "sft")
 
 
 def test_slices_round_as_wholes_do(runs: Path) -> None:
