@@ -14,7 +14,7 @@ from pilgrim.core.errors import PilgrimError
     epilog=examples(
         "Examples",
         ("pilgrim synth tales.toml", "make what the recipe wants; after a stop or a crash: the rest"),
-        ("pilgrim synth tales.toml wanted=20 limits.max_cost=0.10", "try it for a dime first"),
+        ("pilgrim synth tales.toml wanted=20", "try it with a few first"),
         (
             "pilgrim synth tales.toml filters.least_chars=80",
             "judge again what was answered; asks only for more",

@@ -1,6 +1,6 @@
 """The walk: a recipe's stages in order, each in a folder of its own.
 
-    runs/NAME/  tokenizer/ -> shards/ -> pretrain/ -> midtrain/ -> sft/ -> dpo/ -> evaluate/ -> report.html
+    runs/NAME/  tokenizer/ -> shards/ -> pretrain/ -> midtrain/ -> sft/ -> dpo/ -> rl/ -> evaluate/
 
 A stage reads the folders of those before it and writes its own; it is finished when DONE.json stands in
 it. Stages never hand each other Python objects, so the walk can stop anywhere, and goes on from there.

@@ -105,12 +105,23 @@ class Endpoint:
         """Some servers quote the key in what they say of it."""
         return sentence.replace(self._key, "(the key)") if self._key else sentence
 
+    def _said(self, response: httpx2.Response) -> str:
+        """The status, and the server's own words; without the key even where they are cut short."""
+        words: Any = response.text
+        try:
+            error = response.json()["error"]
+            words = error["message"] if isinstance(error, dict) else error
+        except (ValueError, RecursionError, LookupError, TypeError):
+            pass
+        words = self._without_key(str(words)) if words else ""
+        return f"{response.status_code}, {_shown(words)}" if words else str(response.status_code)
+
     def _refused(self, response: httpx2.Response) -> None:
         status, where = response.status_code, self.where
         if status in AGAIN:
-            raise Refused(_said(response), _wait_s(response))
+            raise Refused(self._said(response), _wait_s(response))
         if status in THIS_QUESTION:
-            raise Unanswerable(f"the server refuses it: {_said(response)}")
+            raise Unanswerable(f"the server refuses it: {self._said(response)}")
         if status in (401, 403):  # its text is not shown, as some servers quote the key in it
             name = self.settings.key_env
             held = f"the key in the variable {name}" if name else "a request without a key; set key_env"
@@ -119,10 +130,10 @@ class Endpoint:
             )
         if status == 404:
             raise PilgrimError(
-                f"{where} has no /chat/completions, or no model {self.name} ({_said(response)}); mend url or "
-                "model, and start again"
+                f"{where} has no /chat/completions, or no model {self.name} ({self._said(response)}); "
+                "mend url or model, and start again"
             )
-        raise PilgrimError(f"{where} answers in a way that asking again can't mend: {_said(response)}")
+        raise PilgrimError(f"{where} answers in a way that asking again can't mend: {self._said(response)}")
 
 
 def _key(variable: str, table: str) -> str:
@@ -179,17 +190,6 @@ def _wait_s(response: httpx2.Response) -> float | None:
         return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return None
-
-
-def _said(response: httpx2.Response) -> str:
-    """The status, and the server's own words."""
-    words: Any = response.text
-    try:
-        error = response.json()["error"]
-        words = error["message"] if isinstance(error, dict) else error
-    except (ValueError, RecursionError, LookupError, TypeError):
-        pass
-    return f"{response.status_code}, {_shown(str(words))}" if words else str(response.status_code)
 
 
 def _shown(text: str) -> str:
