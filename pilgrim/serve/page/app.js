@@ -18,7 +18,7 @@ let models = [];
 let keeps = true; // whether the server keeps chats
 let chat = emptyChat();
 let writing = null; // an AbortController while a reply is being written
-let sending = false; // from the moment when a person sends a message until it is answered
+let sending = null; // the chat in which a person has sent a message, until that is kept
 let ownNumbers = 0;
 
 function emptyChat() {
@@ -110,6 +110,7 @@ async function send(text, parent = chat.leaf) {
   const mine = chat;
   await keepChat(mine);
   const message = await keepMessage(mine, { role: "user", content: text, parent, about: {} });
+  sending = null;
   if ($("say").value.trim() === text) $("say").value = ""; // not before: what can't be kept isn't lost
   fit();
   if (mine === chat) {
@@ -143,10 +144,13 @@ async function answer(message, asked) {
       ),
     ),
   );
-  showWriting(false);
-  writing = null;
-  for (const draft of drafts.toReversed()) {
-    if (draft.content) await keepMessage(mine, draft); // the first model's reply comes last: the chat goes on with it
+  try {
+    for (const draft of drafts.toReversed()) {
+      if (draft.content) await keepMessage(mine, draft); // the first model's reply comes last: the chat goes on with it
+    }
+  } finally {
+    writing = null; // not before: the next message has to follow this reply
+    showWriting(false);
   }
   if (!drafts.some((draft) => draft.content)) mine.leaf = message.id;
   if (mine === chat) {
@@ -409,10 +413,11 @@ const dials = new Dials((changed) => {
 
 async function submit() {
   const text = $("say").value.trim();
-  if (!text || writing || sending) return;
-  sending = true;
+  const mine = chat;
+  if (!text || writing || sending === mine) return;
+  sending = mine;
   await attempt(() => send(text));
-  sending = false;
+  if (sending === mine) sending = null;
 }
 
 function fit() {
