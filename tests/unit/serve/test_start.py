@@ -83,8 +83,8 @@ def test_ctrl_c_ends_streams_with_an_error_and_the_server_with_130(run: Path) ->
         assert server.stdout and server.stderr
         key = server.stdout.readline().split()[-1]
         told = server.stdout.readline()
-        assert told.startswith("tiny at http://0.0.0.0:")
-        port = int(told.rpartition(":")[2].partition("/")[0])
+        assert told.startswith("tiny: chat at http://0.0.0.0:")
+        port = int(told.split(",")[0].rpartition(":")[2])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         body: dict[str, Any] = {"model": "tiny", "prompt": "x", "stream": True, "max_tokens": 60_000}
         body["logit_bias"] = {"90": 100}
