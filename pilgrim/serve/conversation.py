@@ -208,7 +208,14 @@ def open_conversation(
             )
     tools = ToolUse(tokenizer, tools_with_python()) if python else None
     engine = load_engine(
-        run_folder / stage, tokenizer, runtime, rows=1, on_damage=on_damage, lookup=True, weights=weights
+        run_folder / stage,
+        tokenizer,
+        runtime,
+        rows=1,
+        on_damage=on_damage,
+        record=True,
+        lookup=True,
+        weights=weights,
     )
     kind = Conversation if stage in CHAT else Continuation
     return kind(engine, tokenizer, system, tools), stage

@@ -122,7 +122,7 @@ def check_blocks(engine: Engine) -> None:
     assert in_lanes == pool._in_use
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=24, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),
     shape=st.sampled_from(sorted(SHAPES)),
@@ -131,9 +131,17 @@ def check_blocks(engine: Engine) -> None:
     block_tokens=st.sampled_from([1, 4, 8]),
     tokens_per_pass=st.sampled_from([6, 16, 200]),
     lookup=st.booleans(),
+    in_c=st.booleans(),
 )
 def test_replies_are_the_twins_whatever_happens(
-    seed: int, shape: str, rows: int, lanes: int, block_tokens: int, tokens_per_pass: int, lookup: bool
+    seed: int,
+    shape: str,
+    rows: int,
+    lanes: int,
+    block_tokens: int,
+    tokens_per_pass: int,
+    lookup: bool,
+    in_c: bool,
 ) -> None:
     dice, model = random.Random(seed), MODELS[shape]
     engine = Engine(
@@ -143,6 +151,7 @@ def test_replies_are_the_twins_whatever_happens(
         cache_tokens=lanes * CONTEXT,
         tokens_per_pass=tokens_per_pass,
         block_tokens=block_tokens,
+        record=in_c,
         lookup=lookup,
     )
     shared = [[dice.randrange(5, VOCABULARY) for _ in range(20)] for _ in range(2)]
