@@ -96,7 +96,7 @@ class DatasetSettings(Settings):
         if self.hub and self.kind in MADE:
             return f"{place}.hub: {self.kind} is made here, and reads nothing of the hub; leave it out"
         if self.bad_rows == "skip" and (self.is_text or self.kind in MADE):
-            return f'{place}.bad_rows = "skip" is not for {self.kind}, which has no bad rows; leave it out'
+            return f'{place}.bad_rows = "skip" is for conversations, pairs and problems; leave it out'
         if (self.hub is None) != (self.revision is None):
             given, missing = ("hub", "revision") if self.hub else ("revision", "hub")
             return f"{place}.{missing} is missing, and {place}.{given} needs it; write both, or neither"
