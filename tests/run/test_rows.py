@@ -77,8 +77,9 @@ def test_they_are_written_once_and_learned_from_as_from_a_file(
     from_files = begun(walked, tmp_path / "b")
     plain = [f'rl.tasks={{sums={{kind="gsm8k",prompts="{files["sums"]}",held_out_share=0.3}}}}']
     walk(tmp_path / "b", *preferences, *named(files), *plain, until="rl", accept_changes=True)
-    for file in ("dpo/metrics.jsonl", "rl/metrics.jsonl"):
-        assert (from_sets / file).read_bytes() == (from_files / file).read_bytes()
+    for stage in ("dpo", "rl"):
+        one, other = (run / stage / "metrics.jsonl" for run in (from_sets, from_files))
+        assert one.read_bytes() == other.read_bytes()
 
     old = (rows / "better.json").stat().st_mtime_ns
     (from_sets / "shards" / "DONE.json").unlink()  # as if it had been stopped before its end
