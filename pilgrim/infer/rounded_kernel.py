@@ -2,7 +2,8 @@
 
 FlashAttention reads halves, so for it a cache of 8 bits would first be made full numbers in memory, and
 nothing would be gained. This kernel is its idea in the plainest form (Dao et al. 2022): keys come in pieces,
-the softmax's sum and maximum so far are kept, and whenever the maximum grows, what was summed is shrunk. It is written in Triton, which compiles such functions for the GPU; torch's builds with CUDA bring it along.
+the softmax's sum and maximum so far are kept, and whenever the maximum grows, what was summed is shrunk. It
+is written in Triton, which compiles such functions for the GPU; torch's builds with CUDA bring it along.
 
 One program of the kernel does some rows of one text: a row is a query and one of the heads that share a key
 head, so that even a reply's single query fills a matrix product. It goes through the keys that any of its

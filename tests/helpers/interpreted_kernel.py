@@ -9,27 +9,25 @@ import itertools
 
 import torch
 
-from pilgrim.infer import paged_kernel, rounded_kernel
+from pilgrim.infer import paged_kernel
 from pilgrim.infer.cache_bits import CacheBits, Rounded, rounded
 from pilgrim.infer.paged_attention import Span
 
 BITS: tuple[CacheBits, ...] = ("int8", "fp8")
 PASSES = [
-    [Span(0, 70, [5, 2, 9]), Span(100, 1, [1, 4, 0, 7]), Span(37, 21, [8, 3])],  # prompt, reply, chunk
+    [Span(0, 40, [5, 2]), Span(100, 1, [1, 4, 0, 7]), Span(37, 21, [8, 3])],  # prompt, reply, chunk
     [Span(20, 1, [3]), Span(63, 1, [8, 6]), Span(64, 1, [7, 1, 0])],  # replies only
 ]
 BLOCK = 32
-CASES = list(
-    itertools.product(
-        BITS, (None, 1, 40), ((4, 4, 16), (6, 2, 24), (20, 1, 64)), (torch.float32, torch.float16)
-    )
-)
+CASES = list(itertools.product(BITS, (None, 40), ((6, 2, 24), (20, 1, 16)), (torch.float32, torch.float16)))
 
 
 def main() -> None:
+    from pilgrim.infer import rounded_kernel  # wants triton
+
     draw = torch.Generator().manual_seed(1)
     for number, (bits, window, (h, g, d), dtype) in enumerate(CASES):
-        spans = PASSES[number % len(PASSES)]
+        spans = PASSES[number // 2 % len(PASSES)]
         keys, values = (
             Rounded(*rounded(torch.randn(10 * BLOCK, g, d, generator=draw) * 2, bits), bits, torch.float32)
             for _ in range(2)
