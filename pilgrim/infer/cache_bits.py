@@ -80,10 +80,11 @@ def rounded(x: Tensor, bits: CacheBits) -> tuple[Tensor, Tensor]:
 
 def unrounded(numbers: Tensor, scales: Tensor, bits: CacheBits, dtype: torch.dtype) -> Tensor:
     """What `rounded` stored: [..., d] in `dtype`."""
-    scales = scales.to(dtype)
-    if bits == "fp8":
-        numbers, scales = _in_fp16(numbers), scales * E4M3_IN_FP16
-    return numbers.to(dtype).mul_(scales[..., None])
+    if bits == "fp8":  # by way of fp32, as a CPU makes bf16 of fp16 slowly
+        wide = torch.promote_types(dtype, torch.float32)
+        factors = scales.to(wide) * E4M3_IN_FP16
+        return _in_fp16(numbers).to(wide).mul_(factors[..., None]).to(dtype)
+    return numbers.to(dtype).mul_(scales.to(dtype)[..., None])
 
 
 def _in_fp16(e4m3: Tensor) -> Tensor:
