@@ -125,6 +125,10 @@ def bench(
         Literal["full", "int8", "int4", "fp8"],
         typer.Option(help="Our weights in 8 or 4 bits; transformers keeps them whole."),
     ] = "full",
+    cache: Annotated[
+        Literal["full", "int8", "fp8"],
+        typer.Option(help="Our keys and values in 8 bits."),
+    ] = "full",
 ) -> None:
     """Measure how fast a trained model reads and writes: 1, 8 and 64 texts together.
 
@@ -134,4 +138,4 @@ def bench(
     folder = find_run(run)
     from pilgrim.stages.bench import bench_infer
 
-    bench_infer(folder, prompt=prompt, tokens=tokens, rounds=rounds, weights=weights)
+    bench_infer(folder, prompt=prompt, tokens=tokens, rounds=rounds, weights=weights, cache=cache)

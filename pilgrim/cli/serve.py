@@ -44,6 +44,10 @@ def serve(
         Literal["full", "int8", "int4", "fp8"],
         typer.Option(help="Weights of fewer bits: sooner written, a little worse."),
     ] = "full",
+    cache: Annotated[
+        Literal["full", "int8", "fp8"],
+        typer.Option(help="Keys and values in 8 bits: half the memory, a little worse."),
+    ] = "full",
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="Largest request, in MB.")] = 4,
     log_chats: Annotated[
         Path | None,
@@ -73,6 +77,7 @@ def serve(
         waiting=queue,
         kept=models,
         weights=weights,
+        cache=cache,
         max_body_mb=max_body_mb,
         log_chats=log_chats,
         chats=None if no_chats else chats,

@@ -9,6 +9,7 @@ from pilgrim.core.errors import PilgrimError, SettingsError
 from pilgrim.core.files import explained
 from pilgrim.core.runtime import RuntimeSettings
 from pilgrim.core.runtime import start as start_runtime
+from pilgrim.infer.cache_bits import CacheBits, refuse
 from pilgrim.infer.load import newest_stage
 from pilgrim.infer.quantized import Weights
 from pilgrim.serve.catalog import Models
@@ -26,6 +27,7 @@ def start(
     waiting: int,
     kept: int,
     weights: Weights,
+    cache: CacheBits,
     max_body_mb: float,
     log_chats: Path | None,
     chats: Path | None,
@@ -50,7 +52,8 @@ def start(
         settings = settings.with_key(secrets.token_urlsafe(24))
         say(f"API key, made up for this server and not shown again: {settings.api_key}")
     runtime = start_runtime(RuntimeSettings(), seed=0)  # requests have seeds of their own
-    serve(Models(runs, runtime, rows, waiting, kept, weights), settings, say)
+    refuse(cache, runtime.device)  # now, rather than when a model is first asked for
+    serve(Models(runs, runtime, rows, waiting, kept, weights, cache), settings, say)
 
 
 def by_name(folders: Sequence[Path]) -> dict[str, Path]:

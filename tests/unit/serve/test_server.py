@@ -98,9 +98,9 @@ def test_chats_are_what_the_engine_writes(served: Served, engine: Engine, tokeni
 
 
 def test_weights_of_fewer_bits_are_served(run: Path, tokenizer: Tokenizer) -> None:
-    rounded = load_engine(run / "sft", tokenizer, RUNTIME, weights="int8")
+    rounded = load_engine(run / "sft", tokenizer, RUNTIME, weights="int8", cache="int8")
     (expected,) = written(rounded, tokenizer, [[tokenizer.eot_id]], temperature=0, max_tokens=20)
-    with serving({"tiny": run}, weights="int8") as server:
+    with serving({"tiny": run}, weights="int8", cache="int8") as server:
         found = server.client.completions.create(model="tiny", prompt="", temperature=0, max_tokens=20)
     assert found.choices[0].text == expected
 
