@@ -28,7 +28,7 @@ from typing import Any
 
 from pilgrim.core.errors import DataError, PilgrimError
 
-FORMAT = 1  # of the file, and of an exported one
+FORMAT = 1  # of an exported file
 LONGEST_TITLE = 80  # characters
 SNIPPET = 60  # characters on each side of what was searched for
 

@@ -1,5 +1,6 @@
 """From what a person typed to a server: which runs, which key, what to compute with."""
 
+import math
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -32,6 +33,8 @@ def start(
     say: Callable[[str], None],
 ) -> None:
     """Serves these runs until it is stopped; see `pilgrim serve --help`. Raises PilgrimError."""
+    if not math.isfinite(max_body_mb):
+        raise SettingsError(f"--max-body-mb {max_body_mb}: is no size; give a number of MB, such as 4")
     runs = by_name(folders)
     for folder in folders:
         newest_stage(folder)  # raises if it has no model at all
