@@ -161,6 +161,19 @@ def test_asking_again_and_editing_make_branches(page: Page, chats: Chats) -> Non
     assert [m["role"] for m in chat["messages"]] == ["user", "assistant", "assistant", "user", "assistant"]
 
 
+def test_why_a_reply_was_cut_off_is_told(page: Page) -> None:
+    page.select_option("#model", "endless")
+    page.click("#open-dials")
+    page.locator("#dial-max_tokens").fill("16")
+    say(page, "Go on")
+    assert page.locator(".facts").inner_text().endswith("cut off at the longest reply")
+    page.evaluate("document.getElementById('dial-max_tokens').max = 99000")
+    page.locator("#dial-max_tokens").fill("99000")
+    page.fill("#say", "x" * 16_200)
+    page.press("#say", "Enter")
+    page.locator(".facts", has_text="cut off where the model's context ends").wait_for()
+
+
 def test_a_reply_can_be_stopped_and_what_was_said_stays(page: Page, chats: Chats) -> None:
     begin_an_endless_reply(page, "Go on for ever")
     page.keyboard.press("Escape")
@@ -394,6 +407,7 @@ def test_what_goes_wrong_is_said_and_nothing_is_lost(page: Page) -> None:
     page.press("#say", "Enter")
     page.get_by_role("alert").wait_for()
     assert "context" in page.get_by_role("alert").inner_text()
+    assert "begin a new chat" in page.get_by_role("alert").inner_text()
     assert len(texts(page)) == 3 and texts(page)[2] == "x" * 5000  # to be edited
     page.route("**/v1/chat/completions", lambda route: route.abort())
     page.locator(".message.assistant").get_by_role("button", name="Ask for another reply").click()

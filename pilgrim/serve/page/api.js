@@ -7,9 +7,10 @@
 const KEY = "pilgrim-key";
 
 export class Refused extends Error {
-  constructor(status, message) {
+  constructor(status, message, code) {
     super(message);
     this.status = status;
+    this.code = code; // OpenAI's word for the kind of trouble, where it has one
   }
 }
 
@@ -33,13 +34,13 @@ async function reach(path, options) {
 }
 
 async function refusal(response) {
-  let message = `${response.status} ${response.statusText}`;
   try {
-    message = (await response.json()).error.message ?? message;
+    const { message, code } = (await response.json()).error;
+    return new Refused(response.status, message, code);
   } catch {
     // a body that is no error object: the status must do
+    return new Refused(response.status, `${response.status} ${response.statusText}`);
   }
-  return new Refused(response.status, message);
 }
 
 export async function ask(method, path, body) {
@@ -76,7 +77,7 @@ export async function* events(path, body, signal) {
       if (data === "[DONE]") return;
       if (data === "") continue;
       const event = JSON.parse(data);
-      if (event.error) throw new Refused(500, event.error.message);
+      if (event.error) throw new Refused(500, event.error.message, event.error.code);
       yield event;
     }
   }

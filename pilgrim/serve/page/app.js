@@ -50,9 +50,17 @@ async function attempt(work) {
   } catch (error) {
     if (error.name === "AbortError") return;
     if (error instanceof Refused && error.status === 401) return askForKey(work);
-    $("problem").textContent = error instanceof Refused ? error.message : `This page made a mistake (${error.message}); load it again.`;
-    $("problem").hidden = false;
+    tellProblem(error);
   }
+}
+
+function tellProblem(error) {
+  const follows = isAtEnd();
+  let text = error instanceof Refused ? error.message : `This page made a mistake (${error.message}); load it again.`;
+  if (error.code === "context_length_exceeded") text += ". Edit a message further up, or begin a new chat.";
+  $("problem").textContent = text;
+  $("problem").hidden = false;
+  if (follows) log.scrollTop = log.scrollHeight; // the room for it was taken from the end of the chat
 }
 
 async function askForKey(work) {
@@ -301,12 +309,13 @@ function actions(message, frame, active) {
   return box;
 }
 
-function facts({ written, elapsed_s, first_s, finish }) {
+function facts({ written, elapsed_s, first_s, finish, most }) {
   if (!written || !elapsed_s) return "";
   const writing_s = elapsed_s - (first_s ?? 0);
   // A short reply comes in one or two pieces of the network, between which no time passes: no speed can be told.
   const speed = writing_s > 0.5 ? `, ${((written - 1) / writing_s).toFixed(0)} tokens/s` : "";
-  const cut = finish === "length" ? ", cut off at the longest reply" : finish ? "" : ", stopped";
+  const limit = written < most ? "where the model's context ends" : "at the longest reply";
+  const cut = finish === "length" ? `, cut off ${limit}` : finish ? "" : ", stopped";
   return `${written} tokens in ${elapsed_s.toFixed(1)} s${speed}${cut}`;
 }
 
