@@ -517,8 +517,12 @@ def unlock(browser: Any, site: str) -> None:
     with page.expect_response(lambda response: response.status == 401):
         page.get_by_role("button", name="Go on").click()
     page.locator("#key-dialog[open]").wait_for()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     page.keyboard.press("Escape")
-    page.locator("#key-dialog:not([open])").wait_for(state="attached")  # who does not want to is left alone
+    page.locator("#key-dialog:not([open])").wait_for(state="attached")
+    page.evaluate("fetch('/health').then((response) => response.status)")
+    assert asked == [site + "health"]  # who does not want to give one is left alone
     page.reload()
     page.get_by_label("API key").fill("secret")
     page.get_by_role("button", name="Go on").click()
