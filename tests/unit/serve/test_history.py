@@ -201,7 +201,14 @@ def test_a_bad_import_adds_nothing(chats: Chats, data: Any, complaint: str) -> N
 
 @pytest.mark.parametrize(
     "about",
-    [{"a": "\ud83d"}, {"a": float("nan")}, {"a": float("inf")}, {"calls": None}, {"calls": [{"offset": 1}]}],
+    [
+        {"a": "\ud83d"},
+        {"a": float("nan")},
+        {"a": float("inf")},
+        json.loads('{"a":' * 300 + "[]" + "}" * 300),
+        {"calls": None},
+        {"calls": [{"offset": 1}]},
+    ],
 )
 def test_what_could_not_be_sent_again_is_not_kept(chats: Chats, about: dict[str, Any]) -> None:
     """Else one bad value spoils the list of all chats, or their training rows."""
