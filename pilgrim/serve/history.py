@@ -252,6 +252,8 @@ class Chats:
         """A connection in one transaction: what is done within is done wholly or not at all."""
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            if not self.file.exists():
+                self.file.touch(mode=0o600)  # other people of this machine can't read what was said
             db = sqlite3.connect(self.file, timeout=10)
         except (OSError, sqlite3.Error) as error:
             raise PilgrimError(
@@ -312,8 +314,8 @@ def _refuse_bad_calls(calls: Any) -> None:
 def _json(value: Any) -> str:
     """Raises DataError for a number that JSON lacks and for what is nested too deeply.
 
-    Else what was kept could never be sent again, and the list of all chats with it. (Half a character is found
-    when it is written, and explained by `_open`.)
+    Else what was kept could never be sent again, and the list of all chats with it. (Half a character is
+    found when it is written, and explained by `_open`.)
     """
     if _deeper_than(DEEPEST, value):
         raise DataError(f"a value is nested more than {DEEPEST} deep, which can't be sent again; take it out")

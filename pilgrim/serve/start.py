@@ -48,6 +48,7 @@ def start(
     )
     if log_chats is not None:
         with explained("written", log_chats):
+            log_chats.touch(mode=0o600)  # a new one: for nobody else on this machine to read
             log_chats.open("a").close()
     if not settings.local and settings.api_key is None:
         settings = settings.with_key(secrets.token_urlsafe(24))

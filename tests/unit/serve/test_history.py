@@ -45,6 +45,12 @@ def test_what_is_said_is_kept(chats: Chats) -> None:
     assert Chats(chats.file).read(chat["id"]) == chat  # another process
 
 
+def test_others_on_the_machine_can_not_read_it(chats: Chats) -> None:
+    talk(chats, "Hello")
+    files = list(chats.file.parent.iterdir())
+    assert files and all(file.stat().st_mode & 0o077 == 0 for file in files)
+
+
 def test_an_edited_message_begins_a_branch_of_its_own(chats: Chats) -> None:
     chat = talk(chats, "Hello", "Hi!", "Tell me a story", "Once")
     first, reply = chat["messages"][:2]
