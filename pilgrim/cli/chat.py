@@ -1,11 +1,11 @@
 """`pilgrim chat`: talk with a trained model in the terminal."""
 
 import secrets
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from pilgrim.cli.base import app, examples, find_run, guarded
+from pilgrim.cli.base import Bits, app, examples, find_run, guarded
 
 
 @app.command(
@@ -41,7 +41,7 @@ def chat(
         int | None, typer.Option(help="The same seed, the same replies. Left out: others.")
     ] = None,
     weights: Annotated[
-        Literal["full", "int8", "int4", "fp8"],
+        Bits,
         typer.Option(help="Weights of fewer bits: sooner written, a little worse."),
     ] = "full",
     cache: Annotated[

@@ -1,11 +1,11 @@
 """`pilgrim eval`: measure a trained model."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from pilgrim.cli.base import RUNS, app, examples, find_run, guarded
+from pilgrim.cli.base import RUNS, Bits, app, examples, find_run, guarded
 from pilgrim.core.errors import PilgrimError
 
 
@@ -100,7 +100,7 @@ def eval_command(
         ),
     ] = None,
     weights: Annotated[
-        Literal["full", "int8", "int4", "fp8"],
+        Bits,
         typer.Option(help="With --text: what weights of fewer bits cost."),
     ] = "full",
     cache: Annotated[

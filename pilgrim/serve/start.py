@@ -1,5 +1,6 @@
 """From what a person typed to a server: which runs, which key, what to compute with."""
 
+import math
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ def start(
     say: Callable[[str], None],
 ) -> None:
     """Serves these runs until it is stopped; see `pilgrim serve --help`. Raises PilgrimError."""
+    if not math.isfinite(max_body_mb):
+        raise SettingsError(f"--max-body-mb {max_body_mb}: is no size; give a number of MB, such as 4")
     runs = by_name(folders)
     for folder in folders:
         newest_stage(folder)  # raises if it has no model at all
@@ -47,6 +50,7 @@ def start(
     )
     if log_chats is not None:
         with explained("written", log_chats):
+            log_chats.touch(mode=0o600)  # a new one: for nobody else on this machine to read
             log_chats.open("a").close()
     if not settings.local and settings.api_key is None:
         settings = settings.with_key(secrets.token_urlsafe(24))
