@@ -49,7 +49,6 @@ def synthesize(
     console = console or Console()
     recipe = build(SynthRecipe, apply_overrides(load_toml(file), overrides), str(file))
     prompts, folder = Prompts(recipe), Path(recipe.out).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
     _refuse_foreign(folder)
     with only_writer(folder), writers_of(recipe) as writers:
         write_atomic(folder / "recipe.toml", dump_toml(recipe))
