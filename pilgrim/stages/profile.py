@@ -34,10 +34,11 @@ from pilgrim.lab.profile.findings import Findings
 from pilgrim.lab.profile.steps import GenerationSteps, TrainingSteps, Work
 from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
+from pilgrim.stages.attention import ATTENTION
 from pilgrim.stages.journey import Journey, console_of, only_writer, run_journey
 from pilgrim.stages.recipe import Recipe, load_recipe
 from pilgrim.stages.shards import run_tokenizer
-from pilgrim.stages.training import ATTENTION, Plan, assemble
+from pilgrim.stages.training import Plan, assemble
 from pilgrim.train.keeping import State, load_weights
 
 GENERATE = "generate"
