@@ -46,7 +46,7 @@ CHARTS = (
     Chart(
         "loss",
         "Loss",
-        "nats per trained token",
+        "what a stage makes small; in dpo and rl no nats per token",
         (
             Series("every step", "metrics", "loss", "raw"),
             Series("smoothed", "metrics", "loss", "line", smoothed=True),
