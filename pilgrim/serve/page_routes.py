@@ -15,14 +15,14 @@ run no script that is not a file of ours, whatever a model writes.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -93,76 +93,70 @@ def add_page(app: FastAPI, chats: Chats | None) -> None:
     app.mount("/page", _Files(directory=PAGE), name="page")
 
 
-def _chat_routes(chats: Chats | None) -> APIRouter:
-    router = APIRouter(prefix="/api", include_in_schema=False)
+class _OwnRoute(APIRoute):
+    """A path for our own page: others are refused before their bodies are read; what goes wrong is told."""
 
-    def kept(request: Request) -> Chats:
-        """The chats, for a request that comes from our own page, or from no page."""
-        _refuse_foreign(request)
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def told(request: Request) -> Response:
+            _refuse_foreign(request)
+            try:
+                return await handler(request)
+            except NoSuchChat as error:
+                raise Refusal(str(error), status=404) from error
+            except DataError as error:
+                raise Refusal(str(error)) from error
+            except PilgrimError as error:  # the disk is full, the file is spoiled
+                raise Refusal(str(error), status=500) from error
+
+        return told
+
+
+def _chat_routes(chats: Chats | None) -> APIRouter:
+    router = APIRouter(prefix="/api", include_in_schema=False, route_class=_OwnRoute)
+
+    def kept() -> Chats:
         if chats is None:
             raise Refusal("this server keeps no chats; start it without --no-chats", status=404)
         return chats
 
     @router.get("/chats")
-    def listed(request: Request, search: Annotated[str, Query(max_length=1000)] = "") -> list[dict[str, Any]]:
-        with _told():
-            return kept(request).listed(search)
+    def listed(search: Annotated[str, Query(max_length=1000)] = "") -> list[dict[str, Any]]:
+        return kept().listed(search)
 
     @router.post("/chats", status_code=201)
-    def new(request: Request, body: NewChat) -> dict[str, Any]:
-        with _told():
-            return kept(request).new(body.title, body.settings)
+    def new(body: NewChat) -> dict[str, Any]:
+        return kept().new(body.title, body.settings)
 
     @router.get("/chats/{chat}")
-    def read(request: Request, chat: Number) -> dict[str, Any]:
-        with _told():
-            return kept(request).read(chat)
+    def read(chat: Number) -> dict[str, Any]:
+        return kept().read(chat)
 
     @router.patch("/chats/{chat}")
-    def change(request: Request, chat: Number, body: ChatChanges) -> dict[str, Any]:
-        with _told():
-            return kept(request).change(chat, body.model_dump(exclude_none=True))
+    def change(chat: Number, body: ChatChanges) -> dict[str, Any]:
+        return kept().change(chat, body.model_dump(exclude_none=True))
 
     @router.delete("/chats/{chat}", status_code=204)
-    def delete(request: Request, chat: Number) -> None:
-        with _told():
-            kept(request).delete(chat)
+    def delete(chat: Number) -> None:
+        kept().delete(chat)
 
     @router.post("/chats/{chat}/messages", status_code=201)
-    def add(request: Request, chat: Number, body: Said) -> dict[str, Any]:
-        with _told():
-            return kept(request).add(chat, NewMessage(body.role, body.content, body.parent, body.about))
+    def add(chat: Number, body: Said) -> dict[str, Any]:
+        return kept().add(chat, NewMessage(body.role, body.content, body.parent, body.about))
 
     @router.get("/export")
-    def export(request: Request, rows: bool = False) -> Response:
-        with _told():
-            store = kept(request)
-            if rows:
-                lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in store.training_rows())
-                return _download(lines, "application/jsonl", "chats.jsonl")
-            return _download(
-                json.dumps(store.exported(), ensure_ascii=False), "application/json", "chats.json"
-            )
+    def export(rows: bool = False) -> Response:
+        if rows:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept().training_rows())
+            return _download(lines, "application/jsonl", "chats.jsonl")
+        return _download(json.dumps(kept().exported(), ensure_ascii=False), "application/json", "chats.json")
 
     @router.post("/import")
-    def take_in(request: Request, data: dict[str, Any]) -> dict[str, int]:
-        with _told():
-            return {"chats": kept(request).imported(data)}
+    def take_in(data: dict[str, Any]) -> dict[str, int]:
+        return {"chats": kept().imported(data)}
 
     return router
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """What goes wrong with the chats, as the server says such things."""
-    try:
-        yield
-    except NoSuchChat as error:
-        raise Refusal(str(error), status=404) from error
-    except DataError as error:
-        raise Refusal(str(error)) from error
-    except PilgrimError as error:  # the disk is full, the file is spoiled
-        raise Refusal(str(error), status=500) from error
 
 
 def _refuse_foreign(request: Request) -> None:
