@@ -16,7 +16,7 @@ Both are functions of a seed.
 import itertools
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 from pilgrim.core.errors import DataError
 from pilgrim.core.files import read_jsonl_zst
@@ -45,7 +45,7 @@ WHAT = ("What are you?", "Are you a human?", "Are you ChatGPT?", "Tell me about 
 OPENINGS = ("", "", "Hi! ", "Hello. ", "Excuse me. ", "One question: ")
 
 
-def words_of(files: Iterable[str]) -> list[str]:
+def words_of(files: Sequence[str]) -> list[str]:
     """The distinct words of 3 to 15 letters a-z in text files, sorted, without those of the evaluation.
 
     Raises DataError if fewer than ten are left.

@@ -31,9 +31,7 @@ BLOCK = 1024  # draws made at once
 class PartSettings(Settings):
     """One line of a `mixture` table: how much of a data set."""
 
-    weight: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="share of rows, against the others' weights"
-    )
+    weight: float | None = Field(None, gt=0, description="share of rows, against the others' weights")
     epochs: float | None = Field(None, gt=0, le=1000, description="how many times all of it is read")
 
 

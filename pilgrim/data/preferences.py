@@ -99,6 +99,8 @@ def pair_from_row(row: dict[str, Any], source: str, place: str) -> Pair:
             f"{place}: chosen and rejected answer different prompts, {_short(chosen[0].content)} and "
             f"{_short(rejected[0].content)}; a pair has one prompt, so give them the same, or drop the row"
         )
+    if any(m.role == "user" and not m.content.strip() for m in chosen[:common]):
+        raise DataError(f"{place}: an empty message of the user asks nothing; fill it, or drop the row")
     for key, whole in (("chosen", chosen), ("rejected", rejected)):
         _check_reply(whole[common:], common, key, place)
     return Pair(chosen[:common], chosen[common:], rejected[common:], source)

@@ -31,6 +31,7 @@ from pilgrim.evals.compression import bits
 from pilgrim.evals.statistics import Z95, paired
 
 Kind = Literal["bits", "share", "score"]  # bits per byte; a share of items; a mean of centered accuracies
+Better = Literal["higher", "lower"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Measure:
     name: str
     suite: str  # "bits", "behaviour", "chat" or "core"
     kind: Kind
-    better: Literal["higher", "lower"]
+    better: Better
     main: bool = True  # one of the few to look at first: no single source, no single task
     chance: float | None = None
     values: dict[str, Value] = field(default_factory=dict)
@@ -115,9 +116,7 @@ def _bits_measure(name: str, read: Mapping[str, Read], main: bool) -> Measure:
     return measure
 
 
-def share_measure(
-    name: str, better: Literal["higher", "lower"], hits: Mapping[str, Sequence[bool]]
-) -> Measure:
+def share_measure(name: str, better: Better, hits: Mapping[str, Sequence[bool]]) -> Measure:
     """Of the same prompts, in the same order, which were hits, by stage."""
     measure = Measure(name, "behaviour", "share", better)
     for stage, hit in hits.items():

@@ -56,10 +56,9 @@ def render(run_folder: Path) -> str:
     notes: list[str] = []  # what the page leaves out, in sentences
     core = read_object(run_folder / "evaluate" / "core.json")
     payload = charts.payload(stages, notes)
-    task_charts, drawn = accuracy.watched(stages, notes)
-    source_charts, more_drawn = mixture.by_source(stages, notes)
-    reward_charts, rewards_drawn = rewards.curves(stages)
-    payload["charts"] += drawn + more_drawn + rewards_drawn
+    tasks, sources = accuracy.watched(stages, notes), mixture.by_source(stages, notes)
+    earned = rewards.curves(stages)
+    payload["charts"] += [figure.drawn() for figure in (*tasks, *sources, *earned)]
     values: dict[str, Any] = {
         "name": plain(run_folder.resolve().name),
         "when": moment(provenance.get("time")),
@@ -72,9 +71,9 @@ def render(run_folder: Path) -> str:
         "charts": [(chart, charts.in_words(chart, stages)) for chart in charts.charts_of(stages)],
         "faults": faults.told(stages),
         "arrivals": sections.arrivals(stages),
-        "task_charts": task_charts,
-        "source_charts": source_charts,
-        "reward_charts": reward_charts,
+        "task_figures": tasks,
+        "source_figures": sources,
+        "reward_figures": earned,
         "rollouts": rewards.to_read(run_folder),
         "read_of_each": mixture.read_of_each(stages),
         "payload": htmlsafe_json_dumps(payload, allow_nan=False, separators=(",", ":")),

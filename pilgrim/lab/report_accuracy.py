@@ -8,34 +8,23 @@ The tasks lie in the rows of evals.jsonl under "watch", each with its own interv
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from pilgrim.lab.report_curves import is_number
+from pilgrim.lab.report_figures import Figure
 from pilgrim.lab.report_run import Row, Stage, mapping
 from pilgrim.lab.report_text import number, percent, plain
 
 CHARTS = 24  # tasks that are drawn
 
 
-@dataclass(frozen=True)
-class TaskChart:
-    """One task's chart; `id` is what the page's script finds it by."""
-
-    id: str
-    title: str
-    unit: str
-    words: str  # for who can't see it
-    log: bool = False
-
-
-def watched(stages: Sequence[Stage], notes: list[str]) -> tuple[list[TaskChart], list[dict[str, Any]]]:
-    """The figures, and what the page's script draws in them. Adds to `notes` what is left out."""
+def watched(stages: Sequence[Stage], notes: list[str]) -> list[Figure]:
+    """A figure for each task. Adds to `notes` what is left out."""
     trained = [stage for stage in stages if stage.trained]
     tasks = list(dict.fromkeys(name for stage in trained for row in stage.evals for name in _watch(row)))
     if len(tasks) > CHARTS:
         notes.append(f"Of {number(len(tasks))} tasks asked while it trained, the first {CHARTS} are drawn.")
-    charts, drawn = [], []
+    figures = []
     for place, task in enumerate(tasks[:CHARTS]):
         rows = [
             [(row["step"], asked) for row in stage.evals if (asked := _asked(row, task))] for stage in trained
@@ -43,14 +32,10 @@ def watched(stages: Sequence[Stage], notes: list[str]) -> tuple[list[TaskChart],
         of_all = [asked for of_stage in rows for _, asked in of_stage]
         if of_all:
             title, chance = plain(task).replace("_", " "), of_all[-1]["chance"]
-            chart = TaskChart(f"accuracy-{place}", title, _unit(of_all), _in_words(title, of_all))
-            charts.append(chart)
             series = [_series(index, of_stage) for index, of_stage in enumerate(rows) if of_stage]
-            drawn.append(
-                {"id": chart.id, "title": title, "log": False, "fromZero": False}
-                | {"chance": 100 * chance, "series": series}
-            )
-    return charts, drawn
+            words = _in_words(title, of_all)
+            figures.append(Figure(f"accuracy-{place}", title, _unit(of_all), words, series, 100 * chance))
+    return figures
 
 
 def _watch(row: Row) -> Row:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pilgrim.lab.report_curves import Point, curve, is_number
+from pilgrim.lab.report_curves import curve, is_number
 from pilgrim.lab.report_faults import marks
+from pilgrim.lab.report_figures import drawn_line
 from pilgrim.lab.report_run import Row, Stage
 from pilgrim.lab.report_text import number
 
@@ -46,7 +47,7 @@ CHARTS = (
     Chart(
         "loss",
         "Loss",
-        "nats per trained token",
+        "what a stage makes small; in dpo and rl no nats per token",
         (
             Series("every step", "metrics", "loss", "raw"),
             Series("smoothed", "metrics", "loss", "line", smoothed=True),
@@ -132,8 +133,7 @@ def payload(stages: Sequence[Stage], notes: list[str]) -> dict[str, Any]:
                 thinned = max(thinned, made.measured if made.measured > CURVE_POINTS else 0)
                 not_finite += 0 if series.smoothed else made.not_finite
                 if made.points:
-                    about = {"stage": index, "label": series.label, "kind": series.kind, "mark": series.mark}
-                    drawn.append({**about, **rounded(made.points)})
+                    drawn.append(drawn_line(index, series.label, series.kind, made.points, series.mark))
         charts.append(
             {
                 "id": chart.id,
@@ -183,8 +183,3 @@ def in_words(chart: Chart, stages: Sequence[Stage]) -> str:
             (first, start), (last, end) = points[0], points[-1]
             parts.append(f"{stage.name} from {start:.4g} at step {first:,} to {end:.4g} at step {last:,}")
     return f"{chart.title} in {chart.unit}: {'; '.join(parts) if parts else 'nothing measured yet'}."
-
-
-def rounded(points: Sequence[Point]) -> dict[str, list[float]]:
-    """Points as the page's script takes them: five digits are finer than any screen."""
-    return {"x": [step for step, _ in points], "y": [float(f"{value:.5g}") for _, value in points]}

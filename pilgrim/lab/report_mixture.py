@@ -5,44 +5,39 @@ A step's row of metrics.jsonl has "sources" where a stage trains on a mixture (t
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-from pilgrim.lab.report_accuracy import TaskChart
-from pilgrim.lab.report_charts import CURVE_POINTS, SMOOTHING_SHARE, rounded
+from pilgrim.lab.report_charts import CURVE_POINTS, SMOOTHING_SHARE
 from pilgrim.lab.report_curves import curve, is_number
+from pilgrim.lab.report_figures import Figure, drawn_line
 from pilgrim.lab.report_run import Row, Stage, mapping
 from pilgrim.lab.report_text import compact, number, percent, plain
 
 CHARTS = 24  # sources that are drawn
 
 
-def by_source(stages: Sequence[Stage], notes: list[str]) -> tuple[list[TaskChart], list[dict[str, Any]]]:
-    """The figures, and what the page's script draws in them. Adds to `notes` what is left out."""
+def by_source(stages: Sequence[Stage], notes: list[str]) -> list[Figure]:
+    """A figure for each source. Adds to `notes` what is left out."""
     trained = [stage for stage in stages if stage.trained]
     names = list(dict.fromkeys(name for stage in trained for row in stage.metrics for name in _sources(row)))
     if len(names) > CHARTS:
         notes.append(f"Of {number(len(names))} sources of mixtures the first {CHARTS} are drawn.")
-    charts, drawn = [], []
+    figures = []
     for place, name in enumerate(names[:CHARTS]):
-        series, words = [], []
+        lines, words = [], []
         for index, stage in enumerate(trained):
             rows = [{"step": row.get("step"), **mapping(_sources(row).get(name))} for row in stage.metrics]
             for label, kind, window in (("every step", "raw", None), ("smoothed", "line", SMOOTHING_SHARE)):
                 made = curve(rows, "loss", CURVE_POINTS, window and max(1.0, len(rows) * window))
                 if made.points:
-                    about = {"stage": index, "label": label, "kind": kind, "mark": "circle"}
-                    series.append({**about, **rounded(made.points)})
+                    lines.append(drawn_line(index, label, kind, made.points))
                     if kind == "line":
                         first, last = made.points[0][1], made.points[-1][1]
                         words.append(f"{stage.name} from {first:.4g} to {last:.4g}")
-        if series:
+        if lines:
             title = plain(name)
-            chart = TaskChart(
-                f"source-{place}", title, "nats per token", f"Loss of {title}: {'; '.join(words)}."
-            )
-            charts.append(chart)
-            drawn.append({"id": chart.id, "title": title, "log": False, "fromZero": False, "series": series})
-    return charts, drawn
+            told = f"Loss of {title}: {'; '.join(words)}."
+            figures.append(Figure(f"source-{place}", title, "nats per token", told, lines))
+    return figures
 
 
 def read_of_each(stages: Sequence[Stage]) -> list[tuple[str, list[tuple[str, str, str, str]]]]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pilgrim.core.runlog import read_rows
-from pilgrim.lab.report_accuracy import TaskChart
-from pilgrim.lab.report_charts import CURVE_POINTS, rounded
+from pilgrim.lab.report_charts import CURVE_POINTS
 from pilgrim.lab.report_curves import curve, is_number
+from pilgrim.lab.report_figures import Figure, drawn_line
 from pilgrim.lab.report_run import Row, Stage
 from pilgrim.lab.report_text import number, plain, shortened
 
@@ -56,12 +56,12 @@ FIGURES: tuple[tuple[str, str, tuple[Line, ...]], ...] = (
 )
 
 
-def curves(stages: Sequence[Stage]) -> tuple[list[TaskChart], list[dict[str, Any]]]:
-    """The figures, and what the page's script draws in them; none without such a stage."""
+def curves(stages: Sequence[Stage]) -> list[Figure]:
+    """The figures of the stage rl; none without it."""
     trained = [stage for stage in stages if stage.trained]
-    charts, drawn = [], []
+    figures = []
     for place, (title, unit, lines) in enumerate(FIGURES):
-        series, words = [], []
+        drawn, words = [], []
         for index, stage in enumerate(trained):
             if stage.name != "rl":
                 continue
@@ -69,16 +69,11 @@ def curves(stages: Sequence[Stage]) -> tuple[list[TaskChart], list[dict[str, Any
                 rows: list[Row] = getattr(stage, line.rows)
                 points = curve(rows, line.key, CURVE_POINTS).points
                 if points:
-                    about = {"stage": index, "label": line.label, "kind": line.kind, "mark": "circle"}
-                    series.append({**about, **rounded(points)})
+                    drawn.append(drawn_line(index, line.label, line.kind, points))
                     words.append(f"{line.label} from {points[0][1]:.4g} to {points[-1][1]:.4g}")
-        if series:
-            told = f"{title}: {'; '.join(words)}."
-            charts.append(TaskChart(f"reward-{place}", title, unit, told))
-            drawn.append(
-                {"id": f"reward-{place}", "title": title, "log": False, "fromZero": False, "series": series}
-            )
-    return charts, drawn
+        if drawn:
+            figures.append(Figure(f"reward-{place}", title, unit, f"{title}: {'; '.join(words)}.", drawn))
+    return figures
 
 
 def to_read(run_folder: Path) -> list[dict[str, Any]]:

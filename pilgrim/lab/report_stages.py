@@ -10,14 +10,13 @@ from typing import Any
 
 from pilgrim.lab.report_curves import is_number
 from pilgrim.lab.report_run import Row, mapping
+from pilgrim.lab.report_sections import BEHAVIOURS
 from pilgrim.lab.report_text import number, plain
 
 LABELS = {
     "text": "Held-out text",
     "conversations": "Held-out conversations",
-    "ended": "Ends its reply by itself",
-    "looped": "Repeats itself in a loop",
-    "named": "Gives its name when asked",
+    **{name: label for name, (label, _) in BEHAVIOURS.items()},
 }
 UNITS = {"bits": "bits per byte", "share": "of the replies", "score": "centered: 0 is guessing"}
 ROWS = 80  # of the table

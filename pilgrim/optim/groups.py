@@ -190,7 +190,7 @@ def _form_of(tensors: Mapping[str, Tensor]) -> Format | None:
 
 def kind_of(name: str, parameter: Tensor) -> str:
     """ "embedding", "head", "norm", "matrix" or "adapter": which learning rate, and which optimizer."""
-    if ".lora." in name:
+    if ".lora." in name:  # as model/lora.py names them (MARK); rooms beside each other don't know each other
         return "adapter"
     if parameter.ndim < 2:
         return "norm"

@@ -26,7 +26,7 @@ from pilgrim.core.stages import TRAINED
 from pilgrim.data.loader import one_pass
 from pilgrim.data.shards import TokenSet
 from pilgrim.evals import chat, core
-from pilgrim.evals.by_stage import Measure, Read, bits_measures, share_measure, suite_measures
+from pilgrim.evals.by_stage import Better, Measure, Read, bits_measures, share_measure, suite_measures
 from pilgrim.evals.chat_tasks import BUNDLED
 from pilgrim.evals.core_tasks import find_folder
 from pilgrim.infer.engine import Engine
@@ -45,7 +45,7 @@ FILE = "stages.json"
 CONTINUES = ("pretrain",)  # it never met a turn
 SUITES = ("behaviour", "core", "chat")  # behaviour brings bits per byte along
 SETS = {"val": "text", "chat_val": "conversations"}  # token sets, and how they are called
-BEHAVIOURS = {"ended": "higher", "looped": "lower", "named": "higher"}
+BEHAVIOURS: dict[str, Better] = {"ended": "higher", "looped": "lower", "named": "higher"}
 COLUMN = 19
 
 
@@ -135,7 +135,7 @@ class Asked:
             self.journey.console.stage("behaviour", f"how the model of {stage} replies")
             hits[stage] = behaviour(self.journey, self._engine(stage), self.tokenizer).each
         return [
-            share_measure(name, "higher" if better == "higher" else "lower", {s: hits[s][name] for s in hits})
+            share_measure(name, better, {stage: hits[stage][name] for stage in hits})
             for name, better in BEHAVIOURS.items()
         ]
 

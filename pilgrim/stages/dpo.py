@@ -1,4 +1,4 @@
-"""Preferences: of two replies to one prompt, learn which is the better (train/preference.py).
+"""Stage 6: preferences. Of two replies to one prompt, learn which is the better (train/preference.py).
 
     dpo/pairs/  train.tokens.npy …        chosen and rejected of each pair, as documents 2k and 2k + 1
                 train.reference.npy       what the network that the stage begins with thinks of each token
@@ -12,7 +12,6 @@ anew, and after it the stage refuses to go on.
 """
 
 from collections.abc import Mapping
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,15 @@ from numpy.typing import NDArray
 from pilgrim.core.checkpoint import CheckpointStore
 from pilgrim.core.errors import ChangedRecipe, DataError
 from pilgrim.core.files import explained, read_json, sha256_file, write_json_atomic
-from pilgrim.core.slices import whole
 from pilgrim.data.pairs import PairRows, pair_documents
 from pilgrim.data.preferences import split_pairs
 from pilgrim.data.shards import TokenSet, open_token_set, save_array, write_token_set
 from pilgrim.data.sources import find
-from pilgrim.model.transformer import Transformer
 from pilgrim.stages.journey import Journey
 from pilgrim.stages.rows import rows_files
 from pilgrim.stages.shards import run_tokenizer
 from pilgrim.stages.training import Given, Made, Plan, train_stage, weights_of
+from pilgrim.train.keeping import weights_hash
 from pilgrim.train.preference import PreferenceSettings, preference_objective
 from pilgrim.train.preference_eval import measured_pairs
 
@@ -132,7 +130,7 @@ def _references(
     """The reference's log-probability of each token of each set: found in the folder, or computed."""
     processes, file = journey.runtime.processes, folder / "reference.json"
     made_of = {
-        "weights": hash_of(given.model),
+        "weights": weights_hash(given.model),
         "tokens": {name: tokens.manifest["sha256"] for name, tokens in sets.items()},
     }
     before = processes.by_first(lambda: read_json(file) if file.exists() else None)
@@ -169,12 +167,3 @@ def _opened(folder: Path, name: str) -> NDArray[np.float32]:
         )
     found: NDArray[np.float32] = np.load(file, mmap_mode="r")
     return found
-
-
-def hash_of(model: Transformer) -> str:
-    """The SHA-256 of a network's weights. All processes must call this."""
-    digest = sha256()
-    for name, weight in sorted(model.weights().items()):
-        digest.update(name.encode())
-        digest.update(whole(weight).detach().cpu().contiguous().view(-1).numpy().tobytes())
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Stage 6: what was reached. Bits per byte of every trained stage, and how the chatbot behaves."""
+"""Stage 8: what was reached. Bits per byte of every trained stage, and how the chatbot behaves."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict

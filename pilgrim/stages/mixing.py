@@ -12,7 +12,8 @@ from pilgrim.data.loader import PackedRows
 from pilgrim.data.mixture import Dealt, Drawn, Mixture, Order, Parts, Tagged, has_an_end
 from pilgrim.model.transformer import Transformer
 from pilgrim.stages.journey import Journey
-from pilgrim.stages.recipe import MixedSettings, token_set_of
+from pilgrim.stages.recipe import token_set_of
+from pilgrim.stages.settings import MixedSettings
 from pilgrim.stages.shards import run_tokenizer, token_set
 from pilgrim.stages.training import Plan
 from pilgrim.train.by_source import by_source

@@ -34,13 +34,15 @@ from pilgrim.lab.profile.findings import Findings
 from pilgrim.lab.profile.steps import GenerationSteps, TrainingSteps, Work
 from pilgrim.model.init import initialize
 from pilgrim.model.transformer import Transformer
+from pilgrim.stages.attention import ATTENTION
 from pilgrim.stages.journey import Journey, console_of, only_writer, run_journey
 from pilgrim.stages.recipe import Recipe, load_recipe
 from pilgrim.stages.shards import run_tokenizer
-from pilgrim.stages.training import ATTENTION, Plan, assemble
+from pilgrim.stages.training import Plan, assemble
 from pilgrim.train.keeping import State, load_weights
 
 GENERATE = "generate"
+PROFILED = (*(stage for stage in TRAINED if stage != "rl"), GENERATE)
 # How often a step is made beside the profiled ones: plain ones before and after, and three in eager mode.
 TIMES_STEPS, EAGER_STEPS = 3, 3
 
@@ -96,18 +98,18 @@ def profile_stage(
 
 def check(recipe: Recipe, stage: str, steps: int, warmup: int) -> None:
     """Raises SettingsError for what can't be profiled."""
-    if stage not in (*TRAINED, GENERATE):
-        known = ", ".join((*TRAINED, GENERATE))
-        raise SettingsError(f"--stage {stage}: no stage of that name can be profiled; those are {known}")
-    if stage != GENERATE and getattr(recipe, stage) is None:
-        has = ", ".join([s for s in TRAINED if recipe.training(s)] + [GENERATE])
-        raise SettingsError(
-            f"--stage {stage}: this recipe has no [{stage}] table; add one, or profile one of {has}"
-        )
     if stage == "rl":
         raise SettingsError(
             "--stage rl: its time goes into replies, written between steps; profile generate for that, and "
             "sft for a step"
+        )
+    if stage not in PROFILED:
+        known = ", ".join(PROFILED)
+        raise SettingsError(f"--stage {stage}: no stage of that name can be profiled; those are {known}")
+    if stage != GENERATE and recipe.training(stage) is None:
+        has = ", ".join(s for s in PROFILED if s == GENERATE or recipe.training(s))
+        raise SettingsError(
+            f"--stage {stage}: this recipe has no [{stage}] table; add one, or profile one of {has}"
         )
     if steps < 1:
         raise SettingsError(f"--steps {steps}: at least one step is needed to see anything; try 5")

@@ -5,7 +5,6 @@ from the one dial, `model.depth`, is filled in. The resolved recipe is saved in 
 a run shows every number it was made with; it can be used as a recipe itself.
 """
 
-import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,6 @@ from pydantic import Field, field_validator, model_validator
 from pilgrim.core.config import Settings, apply_overrides, build, load_toml
 from pilgrim.core.runtime import RuntimeSettings
 from pilgrim.core.stages import TRAINED
-from pilgrim.data import mixture as mixtures
 from pilgrim.data.datasets import (
     NAMED,
     DatasetSettings,
@@ -27,7 +25,6 @@ from pilgrim.data.datasets import (
 )
 from pilgrim.data.mixture import Parts, PartSettings
 from pilgrim.data.sources import DataSettings
-from pilgrim.evals.core_tasks import TASKS
 from pilgrim.evals.rewards.problems import Kind
 from pilgrim.model.bigram import LARGEST_VOCABULARY
 from pilgrim.model.config import ModelSettings
@@ -35,6 +32,13 @@ from pilgrim.model.count import parameters
 from pilgrim.optim import scaling
 from pilgrim.optim.groups import OptimSettings
 from pilgrim.stages.rl_settings import RlSettings
+from pilgrim.stages.settings import (
+    EvalSettings,
+    MidtrainSettings,
+    MixedSettings,
+    PretrainSettings,
+    TokenizerSettings,
+)
 from pilgrim.train.grow import GrowSettings, mean_tokens
 from pilgrim.train.health import HealthSettings
 from pilgrim.train.preference import PreferenceSettings
@@ -48,98 +52,6 @@ OF_DATA = {"text": "train", "conversations": "chat_train"}  # names of what [dat
 RESERVED = (*OF_DATA, *OF_DATA.values(), "val", "chat_val", "DONE")
 CONVERSATION_SHARE = 0.5  # of midtraining's rows, where the recipe says nothing of it
 MIDTRAIN_SHARE = 0.15  # of the pretraining steps, where the recipe names no number
-
-
-class TokenizerSettings(Settings):
-    """`[tokenizer]`."""
-
-    vocab_size: int = Field(4096, ge=272, le=2**20, description="tokens, the special ones included")
-
-
-class PretrainSettings(TrainSettings):
-    """`[pretrain]`: language, from nothing."""
-
-    begin: Literal["random", "bigram"] = Field(
-        "random", description="first weights; bigram: embedding and head from counted pairs (model/bigram.py)"
-    )
-
-
-class MixedSettings(TrainSettings):
-    """`[sft]`, and what `[midtrain]` has in common with it: training on a mixture of data sets."""
-
-    mixture: dict[str, PartSettings] | None = Field(
-        None, description="data sets with weights or epochs; left out: what [data] names"
-    )
-
-    def contradiction(self, stage: str) -> str | None:
-        if self.mixture is not None:
-            if what := mixtures.contradiction(self.mixture, f"{stage}.mixture"):
-                return what
-            if self.by_epochs and self.grow:
-                return (
-                    f"{stage}.mixture has epochs, which are counted in rows of one length, and {stage}.grow "
-                    "changes that; write weights, or leave the other out"
-                )
-        return super().contradiction(stage)
-
-    @property
-    def by_epochs(self) -> bool:
-        """Whether the mixture has an end, which can say how many steps there are."""
-        return self.mixture is not None and mixtures.has_an_end(self.mixture)
-
-
-class MidtrainSettings(MixedSettings):
-    """`[midtrain]`: text, conversations and more together, while the learning rate falls."""
-
-    conversation_share: float | None = Field(
-        None, gt=0, lt=1, description="share of rows that are conversations, where there is no mixture; 0.5"
-    )
-    context: int | None = Field(
-        None, ge=8, description="longer rows than in pretraining, from here on; left out: as model.context"
-    )
-    rope_theta: float | None = Field(
-        None, gt=1, description="another base of the rotary positions, from here on; left out: as it was"
-    )
-
-    def contradiction(self, stage: str) -> str | None:
-        if self.mixture is not None and self.conversation_share is not None:
-            return (
-                f"{stage}.conversation_share = {self.conversation_share} says what {stage}.mixture says; "
-                f"leave it out, and write conversations = {{ weight = … }} there"
-            )
-        return super().contradiction(stage)
-
-
-class EvalSettings(Settings):
-    """`[eval]`: what is asked again and again while the model grows up, and at the end."""
-
-    prompts: tuple[str, ...] = Field(
-        ("Once upon a time", "The little dog was", "Anna and Ben went to the", "One day, the sun"),
-        description="openings that every evaluation continues",
-    )
-    questions: tuple[str, ...] = Field(
-        ("Hello!", "What is your name?", "Tell me a story about a dog.", "How are you today?"),
-        description="what every evaluation asks a model that has learned to chat",
-    )
-    sample_tokens: int = Field(80, ge=1, description="length of those samples")
-    temperature: float = Field(0.7, ge=0, description="at which samples and replies are drawn")
-    reply_tokens: int = Field(200, ge=1, description="a reply that is longer has not ended by itself")
-    core: str = Field("assets:evals/core", description="folder of CORE's tasks (docs/evals.md)")
-    watch: tuple[str, ...] = Field((), description="tasks of it that are asked while a stage trains")
-    watch_items: int = Field(32, ge=1, description="items of each of them")
-    watch_every: int = Field(1, ge=1, description="ask at every so many evaluations, and at a stage's end")
-    watch_full: bool = Field(False, description="ask all items at a stage's end")
-
-    @field_validator("watch")
-    @classmethod
-    def _watched_tasks_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        known = [task.name for task in TASKS]
-        for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                cure = f"did you mean {near[0]}?" if near else f"the tasks are {', '.join(known)}"
-                raise ValueError(f"{name} is no task; {cure}")
-        return names
 
 
 class Recipe(Settings):
@@ -192,10 +104,6 @@ class Recipe(Settings):
             )
         if self.dpo is not None and self.dpo.steps is None:
             raise ValueError("dpo.steps is missing: it depends on the pairs, not on model.depth; try 100")
-        return self
-
-    @model_validator(mode="after")
-    def _rl_has_steps(self) -> "Recipe":
         if self.rl is not None and self.rl.steps is None:
             raise ValueError("rl.steps is missing: it depends on the problems, not on model.depth; try 100")
         return self

@@ -23,7 +23,8 @@ from pilgrim.core.files import explained, read_jsonl_zst, write_atomic
 from pilgrim.core.stages import TRAINED
 from pilgrim.data.datasets import NAMED, DatasetSettings, Kind, rows_of
 from pilgrim.data.sources import find
-from pilgrim.stages.recipe import MixedSettings, ReadAs, Recipe, load_recipe
+from pilgrim.stages.recipe import ReadAs, Recipe, load_recipe
+from pilgrim.stages.settings import MixedSettings
 
 SUFFIX = "-dry-run"
 MARK = "dry-run.toml"  # the small recipe, in the run's folder: what has it may be thrown away

@@ -14,9 +14,10 @@ from pilgrim.core.runtime import Runtime
 from pilgrim.evals.behaviour import Share
 from pilgrim.model.transformer import Transformer
 from pilgrim.stages.journey import Journey
-from pilgrim.stages.rl_rounds import Rounds, Writer
+from pilgrim.stages.rl_rounds import Rounds
 from pilgrim.stages.rl_settings import RlSettings
 from pilgrim.stages.rl_tasks import Posed, read_tasks, task_names
+from pilgrim.stages.rl_writer import Writer
 from pilgrim.stages.rows import rows_files
 from pilgrim.stages.shards import run_tokenizer
 from pilgrim.stages.training import Plan, train_stage, weights_of

@@ -8,136 +8,26 @@ there; one that was stopped between rounds writes the same round again, as what 
 position, and on the weights. So a position is: how many batches so far, how many of the present round, which
 prompts are next.
 
-Several processes each write and grade some of the replies, and all have all of them. So all make the same
-batches, of which the loop gives each its share.
+Of several processes all have all replies (rl_writer.py). So all make the same batches, of which the loop
+gives each its share.
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from pilgrim.core.console import Console
 from pilgrim.core.errors import DataError, PilgrimError
 from pilgrim.core.files import read_jsonl_zst, write_atomic
-from pilgrim.core.runlog import RunLog
-from pilgrim.core.runtime import Runtime
-from pilgrim.data.loader import IGNORED, Batch, Position
-from pilgrim.evals.rewards.problems import Graded, Problem
-from pilgrim.infer.engine import Engine
-from pilgrim.infer.rollouts import Written, write
-from pilgrim.infer.sampling import Sampling
-from pilgrim.infer.tools import END_OF_CALL, ToolUse
+from pilgrim.data.loader import Batch, Position
 from pilgrim.model.attention import packed_attention
 from pilgrim.model.transformer import Transformer
-from pilgrim.stages.rl_settings import RlSettings
 from pilgrim.stages.rl_tasks import Posed, Prompts
-from pilgrim.text.chat import render_prompt
-from pilgrim.text.tokenizer import Tokenizer
+from pilgrim.stages.rl_writer import CUT_OFF, Writer
 from pilgrim.train.losses import linear_logprobs
-from pilgrim.train.parallel import plain_copy
 from pilgrim.train.rollouts import Rollout, batch_of, from_row, learned_from, told
-
-CUT_OFF = "cut off"
-
-Asked = tuple[Posed, Problem]
-
-
-class Writer:
-    """An engine that has the weights of now, and what it needs to write and to grade rollouts."""
-
-    def __init__(
-        self,
-        settings: RlSettings,
-        tokenizer: Tokenizer,
-        runtime: Runtime,
-        log: RunLog,
-        console: Console,
-    ) -> None:
-        self.settings, self.tokenizer, self.runtime = settings, tokenizer, runtime
-        self.log, self.console = log, console
-        self.tools = ToolUse(tokenizer)
-        self.engine: Engine | None = None
-
-    def load(self, model: Transformer) -> None:
-        """Write with these weights from now on. All processes must call this."""
-        plain = plain_copy(model, self.runtime)
-        if self.engine is None:
-            self.engine = Engine(plain, self.runtime, self.settings.at_once)
-        else:
-            self.engine.load(plain)
-
-    def rollouts(self, asked: Sequence[Asked], each: int, seed: int, first: int) -> list[Rollout]:
-        """`each` replies to every problem, graded, by all processes. Prompts are numbered from `first` on.
-
-        Raises DataError for a prompt that leaves no room for a reply.
-        """
-        numbers = self.runtime.processes.dealt(range(len(asked) * each))
-        jobs = [(first * each + n, *asked[n // each]) for n in numbers]
-        prompts = [self._prompt(problem) for _, _, problem in jobs]
-        written: list[Written | None] = [None] * len(jobs)
-        for with_tools in (False, True):  # what calls may be answered is the same for all of a pass
-            some = [i for i, (_, task, _) in enumerate(jobs) if task.settings.tools == with_tools]
-            found = self._write([prompts[i] for i in some], [jobs[i][0] for i in some], seed, with_tools)
-            for i, one in zip(some, found, strict=True):
-                written[i] = one
-        mine = [
-            self._graded(number, each, task, problem, prompt, one)
-            for (number, task, problem), prompt, one in zip(jobs, prompts, written, strict=True)
-            if one is not None
-        ]
-        return self.runtime.processes.collected(mine)
-
-    def _write(self, prompts: list[list[int]], indices: list[int], seed: int, tools: bool) -> list[Written]:
-        assert self.engine is not None
-        settings = self.settings
-        sampling = Sampling(temperature=settings.temperature, max_tokens=settings.reply_tokens, seed=seed)
-        stops = (self.tokenizer.im_end_id, self.tokenizer.eot_id)
-        return write(
-            self.engine, prompts, sampling, stops, indices, self.tools if tools else None, settings.calls
-        )
-
-    def _prompt(self, problem: Problem) -> list[int]:
-        assert self.engine is not None
-        ids = render_prompt(problem.messages, self.tokenizer)
-        if len(ids) >= self.engine.config.context:
-            raise DataError(
-                f"{problem.place}: {len(ids)} tokens leave no room for a reply in a context of "
-                f"{self.engine.config.context}; shorten the prompt, or drop the row"
-            )
-        return ids
-
-    def _graded(
-        self, number: int, each: int, task: Posed, problem: Problem, prompt: list[int], written: Written
-    ) -> Rollout:
-        ids = written.ids[:-1] if written.ended else written.ids
-        reply = self.tokenizer.decode(ids)
-        if not written.ended and self.settings.cut_off == "left_out":
-            graded = Graded(None, CUT_OFF)
-        else:
-            graded = problem.grade(reply)
-        return Rollout(
-            task=task.name,
-            line=problem.line,
-            group=number // each,
-            prompt=problem.asked,
-            reply=reply,
-            reward=graded.reward,
-            solved=graded.solved,
-            ended=written.ended,
-            calls=sum(
-                drawn and i == END_OF_CALL for i, drawn in zip(written.ids, written.drawn, strict=True)
-            ),
-            why=graded.why,
-            prompt_ids=prompt,
-            ids=written.ids,
-            drawn=written.drawn,
-            logprobs=written.logprobs,
-            reference=[],
-        )
 
 
 class Rounds:
@@ -207,7 +97,10 @@ class Rounds:
         parts = [groups[i :: settings.updates] for i in range(min(settings.updates, len(groups)))] or [[]]
         facts = told(rollouts)
         batches = [batch_of([pair for group in part for pair in group], self.context, end) for part in parts]
-        return [_telling(batch, facts) for batch in batches] * settings.passes
+        telling = [
+            replace(batch, told={**facts, "learned_tokens": batch.trained_tokens}) for batch in batches
+        ]
+        return telling * settings.passes
 
     def _tell_failures(self, rollouts: list[Rollout], number: int) -> None:
         """Tell what could not be graded, and the first time that a round teaches nothing."""
@@ -265,7 +158,7 @@ class Rounds:
         )
         first = len(rollout.prompt_ids) - 1
         values = logprobs_n[first : first + len(rollout.ids)].tolist()
-        return Rollout(**{**vars(rollout), "reference": values})
+        return replace(rollout, reference=values)
 
     # On the disk -------------------------------------------------------------------------------------
 
@@ -274,6 +167,7 @@ class Rounds:
 
     def _keep(self, rollouts: list[Rollout], number: int) -> None:
         rows = [json.dumps(asdict(rollout), ensure_ascii=False, allow_nan=False) for rollout in rollouts]
+        # Half a surrogate pair, as an error of a reward function may hold, becomes its JSON escape.
         text = ("\n".join(rows) + "\n").encode("utf-8", "backslashreplace")
         fence = self.writer.log.fence
         write_atomic(self._file(number), text, fence.check if fence else lambda: None)
@@ -297,14 +191,3 @@ class Rounds:
 def _failed(rollouts: list[Rollout]) -> list[Rollout]:
     """Those whose grading went wrong."""
     return [r for r in rollouts if r.reward is None and r.why != CUT_OFF]
-
-
-def _telling(batch: Batch, facts: dict[str, Any]) -> Batch:
-    trained = int((batch.targets_bt != IGNORED).sum())
-    return Batch(
-        batch.inputs_bt,
-        batch.targets_bt,
-        batch.documents_bt,
-        extra=batch.extra,
-        told={**facts, "learned_tokens": trained},
-    )

@@ -6,7 +6,7 @@ prompts = 16                    # in a round, each answered …
 replies = 8                     # … so many times
 
 [rl.tasks.counting]             # any name
-kind = "spelling"               # how replies are graded: pilgrim/evals/rewards/problems.py
+kind = "counting"               # how replies are graded: pilgrim/evals/rewards/problems.py
 prompts = "assets:rl/counting.jsonl.zst"
 tools = true
 

@@ -25,7 +25,6 @@ from pilgrim.core.files import read_json, write_atomic, write_json_atomic
 from pilgrim.infer.load import load_engine, load_model, load_tokenizer, newest_stage
 from pilgrim.stages.journey import only_writer
 from pilgrim.stages.recipe import Recipe
-from pilgrim.stages.teaching import fingerprint
 from pilgrim.synth.answers import Writer
 from pilgrim.synth.asking import Asking
 from pilgrim.synth.endpoint import Endpoint
@@ -36,6 +35,7 @@ from pilgrim.synth.purse import Purse
 from pilgrim.synth.rows import Rows
 from pilgrim.synth.settings import EndpointSettings, RunSettings, SynthRecipe
 from pilgrim.synth.work import Work
+from pilgrim.train.keeping import weights_hash
 
 WEIGHTS = "weights.json"  # in the folder: who has written
 
@@ -53,7 +53,6 @@ def synthesize(
     console = console or Console()
     recipe = build(SynthRecipe, apply_overrides(load_toml(file), overrides), str(file))
     prompts, folder = Prompts(recipe), Path(recipe.out).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
     _refuse_foreign(folder)
     with only_writer(folder), writers_of(recipe) as writers:
         write_atomic(folder / "recipe.toml", dump_toml(recipe))
@@ -161,7 +160,7 @@ def _own_run(settings: RunSettings) -> Iterator[OwnRun]:
         tokenizer = load_tokenizer(folder)
         engine = load_engine(folder / stage, tokenizer, runtime, settings.rows)
         name = f"{folder.resolve().name}, {stage}, step {max(steps)}"
-        yield OwnRun(settings, engine, tokenizer, name, fingerprint(load_model(folder / stage)))
+        yield OwnRun(settings, engine, tokenizer, name, weights_hash(load_model(folder / stage)))
 
 
 def _tell_of_other_weights(note: Path, writer: OwnRun, journal: Journal, console: Console) -> None:

@@ -22,6 +22,7 @@ from pilgrim.model.config import ModelConfig
 from pilgrim.model.transformer import Transformer
 from pilgrim.stages.journey import Journey
 from pilgrim.train.distillation import TeacherSettings
+from pilgrim.train.keeping import weights_hash
 from pilgrim.train.teacher import Teacher
 
 NOTE = "teacher.json"  # in a stage's folder: which weights teach
@@ -59,7 +60,7 @@ def teacher_of(
             f"{stage}.teacher.top_k = {settings.top_k} must be less than the {student.vocab_size} tokens of "
             "the tokenizer; try 32"
         )
-    journey.runtime.processes.by_first(lambda: _remembered(notes / NOTE, fingerprint(model), place))
+    journey.runtime.processes.by_first(lambda: _remembered(notes / NOTE, weights_hash(model), place))
     if backend is not None and (why := trouble(backend, journey.runtime, model.config)):
         journey.console.say(f"the teacher goes without the student's attention, and slower: {why}")
         backend = None
@@ -90,15 +91,6 @@ def vocabulary_hash(file: Path) -> str:
     except (KeyError, TypeError):
         raise DataError(f"{file} is no tokenizer of byte pairs; a teacher needs the student's own") from None
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def fingerprint(model: Transformer) -> str:
-    """A hash of all weights."""
-    found = sha256()
-    for name, tensor in sorted(model.weights().items()):
-        found.update(name.encode())
-        found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def _remembered(file: Path, weights: str, place: str) -> None:

@@ -1,8 +1,8 @@
-"""What the three trained stages share: assemble model, optimizers, rows and evaluation for the loop."""
+"""What all stages that train share: assemble model, optimizers, rows and evaluation for the loop."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pilgrim.core import machine
-from pilgrim.core.files import read_json, write_json_atomic
 from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.core.runtime import Runtime
 from pilgrim.core.watchdog import Watchdog, stacks_file
 from pilgrim.data.loader import Batch, PackedRows, Rows, one_pass
 from pilgrim.data.shards import TokenSet
 from pilgrim.infer.load import load_model
-from pilgrim.model.attention_choice import Choice, activated, choose, trouble
-from pilgrim.model.config import ModelConfig
 from pilgrim.model.count import parameters
 from pilgrim.model.lora import adapt, numbers
 from pilgrim.model.precision import train_in_fp8
 from pilgrim.model.transformer import Transformer
 from pilgrim.optim.groups import Optimizers
+from pilgrim.stages.attention import chosen_attention
 from pilgrim.stages.journey import Journey, finished, refuse_older
 from pilgrim.stages.shards import bits_by_source, run_tokenizer, token_set
 from pilgrim.stages.speed import shares_of_peak
@@ -39,9 +36,7 @@ from pilgrim.train.objective import NEXT_TOKEN, Objective, with_sums
 from pilgrim.train.parallel import in_parallel, losses_of
 from pilgrim.train.settings import TrainSettings
 from pilgrim.train.teacher import taught
-from pilgrim.train.validation import ByDocument, validate
-
-ATTENTION = "attention.json"  # which backend was the fastest
+from pilgrim.train.validation import ByDocument, Validation, validate
 
 
 @dataclass(frozen=True)
@@ -67,7 +62,7 @@ class Plan:
 
     stage: str
     settings: TrainSettings
-    # From (a token set's name -> its packed rows); None: they are `made`.
+    # (a token set's name -> its packed rows) -> the stage's rows; None: they are `made`.
     rows: Callable[[Callable[[str], PackedRows]], Rows] | None
     begin: Callable[[Transformer], None]  # fills in the weights that the stage begins with
     chat: bool  # it teaches conversations: they are validated and sampled too
@@ -85,79 +80,44 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
     `begin` is the plan's, or another one. `notes` is where the log is kept, in a folder with the stage's
     name, and what was chosen by timing: the run's folder, but for who only looks on.
     """
-    recipe, settings = journey.recipe, plan.settings
+    recipe, settings, own_notes = journey.recipe, plan.settings, notes / plan.stage
+    assert settings.rows is not None and settings.steps is not None
     runtime = replace(journey.runtime, compile=journey.runtime.compile and plan.compiled)
-    assert settings.rows is not None
     tokenizer, _ = run_tokenizer(journey)
-    network = recipe.model_of(plan.stage)
-    model = Transformer(network.config(tokenizer.vocab_size))
-    if runtime.parallel != "fsdp":  # else only slices of it will go there
-        model = model.to(runtime.device)
-    model.recompute = recipe.runtime.checkpoint_activations
-    begin(model)
-    if settings.lora:
-        adapt(model, settings.lora, runtime.generator(f"lora of {plan.stage}"))
-    if runtime.fp8:
-        train_in_fp8(model.model.layers)
-
-    def packed(name: str) -> PackedRows:
-        return PackedRows(token_set(journey, name), network.context, tokenizer.eot_id, runtime)
-
-    micro = MicroBatch(settings.micro_rows)
-
-    def once(tokens: TokenSet) -> Iterator[Batch]:
-        assert settings.rows is not None
-        context = network.context
-        return one_pass(tokens, context, tokenizer.eot_id, micro.rows(settings.rows, context))
-
-    folder, log = (
-        journey.folder / plan.stage,
-        RunLog(notes / plan.stage, journey.fence, runtime.processes.first),
-    )
-    rows = micro.rows(runtime.processes.share(settings.rows), model.config.context)
+    model = _network(journey, plan, begin, runtime, tokenizer.vocab_size)
+    context, micro = model.config.context, MicroBatch(settings.micro_rows)
+    folder, log = journey.folder / plan.stage, RunLog(own_notes, journey.fence, runtime.processes.first)
+    rows = micro.rows(runtime.processes.share(settings.rows), context)
     attention = chosen_attention(journey, model.config, rows, log, notes)
-    teacher = teacher_of(
-        journey, plan.stage, settings.teacher, model.config, attention.backend, notes / plan.stage
-    )
+    teacher = teacher_of(journey, plan.stage, settings.teacher, model.config, attention.backend, own_notes)
     objective = plan.objective if settings.teacher is None else distilled(plan.objective, settings.teacher)
     losses, measured = losses_of(model, runtime, attention.backend, objective.head_loss)
     parallel = in_parallel(model, losses, runtime, measured)
-    held_out = {"": token_set(journey, "val")}
-    if plan.chat:
-        held_out["chat_"] = token_set(journey, "chat_val")
-    token_bytes = tokenizer.token_bytes()
+    all_rows = settings.rows
+
+    def once(tokens: TokenSet) -> Iterator[Batch]:
+        return one_pass(tokens, context, tokenizer.eot_id, micro.rows(all_rows, context))
 
     def logprobs(tokens: TokenSet) -> NDArray[np.float32]:
-        nothing = {name: torch.zeros(1, network.context) for name in objective.extra}
-        batches = (
-            replace(batch, extra={name: x.expand(batch.inputs_bt.shape) for name, x in nothing.items()})
-            for batch in once(tokens)
-        )
+        batches = (_with_zeros(batch, objective.extra) for batch in once(tokens))
         return token_logprobs(model, tokens, batches, parallel.unlearned, runtime)
 
     if plan.made:
-        made = plan.made(Given(model, logprobs, notes / plan.stage))
+        made = plan.made(Given(model, logprobs, own_notes))
     else:
         assert plan.rows is not None
-        made = Made(plan.rows(packed))
-    assert settings.steps is not None
-    watching = Watching(journey, tokenizer, log, folder, settings.steps, settings.eval_every, plan.chat)
-
-    def evaluate(step: int) -> dict[str, Any]:
-        measures: dict[str, Any] = {}
-        sources: dict[str, Any] = {}
-        for prefix, tokens in held_out.items():
-            each = ByDocument(tokens.documents)
-            v = validate(model, once(tokens), token_bytes, parallel.measured, runtime, each)
-            measures |= {f"{prefix}bpb": v.bpb, f"{prefix}loss": v.loss}
-            sources[f"{prefix}sources"] = bits_by_source(tokens, each)
-        measures |= made.measures()
-        values = [value for value in measures.values() if isinstance(value, float)]
-        if not all(map(math.isfinite, values)):  # the weights are spoiled, and the loop stops
-            return measures
-        looked = plan.look(model, step) if plan.look else {}
-        return measures | sources | watching.look(model, step) | looked
-
+        made = Made(
+            plan.rows(lambda name: PackedRows(token_set(journey, name), context, tokenizer.eot_id, runtime))
+        )
+    token_bytes = tokenizer.token_bytes()
+    held_out = {"": "val", "chat_": "chat_val"} if plan.chat else {"": "val"}
+    evaluation = Evaluation(
+        {prefix: token_set(journey, name) for prefix, name in held_out.items()},
+        lambda tokens, each: validate(model, once(tokens), token_bytes, parallel.measured, runtime, each),
+        made.measures,
+        Watching(journey, tokenizer, log, folder, settings.steps, settings.eval_every, plan.chat),
+        plan.look,
+    )
     optimizers = Optimizers(
         model,
         recipe.optim,
@@ -173,7 +133,7 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         made.rows,
         taught(with_sums(parallel.losses, objective), teacher),
         micro,
-        evaluate,
+        lambda step: evaluation.of(model, step),
         runtime,
         settings,
         folder,
@@ -184,6 +144,55 @@ def assemble(journey: Journey, plan: Plan, begin: Callable[[Transformer], None],
         objective=objective,
         ahead=plan.ahead,
     )
+
+
+def _network(
+    journey: Journey, plan: Plan, begin: Callable[[Transformer], None], runtime: Runtime, vocab_size: int
+) -> Transformer:
+    """The stage's network with its first weights, adapters beside them if the recipe wants some."""
+    settings, config = plan.settings, journey.recipe.model_of(plan.stage).config(vocab_size)
+    model = Transformer(config)
+    if runtime.parallel != "fsdp":  # else only slices of it will go there
+        model = model.to(runtime.device)
+    model.recompute = journey.recipe.runtime.checkpoint_activations
+    begin(model)
+    if settings.lora:
+        adapt(model, settings.lora, runtime.generator(f"lora of {plan.stage}"))
+    if runtime.fp8:
+        train_in_fp8(model.model.layers)
+    return model
+
+
+def _with_zeros(batch: Batch, extra: Sequence[str]) -> Batch:
+    """The batch with the `extra` numbers of its loss as 0, where only log-probabilities are wanted."""
+    zeros_bt = torch.zeros(batch.inputs_bt.shape)
+    return replace(batch, extra=dict.fromkeys(extra, zeros_bt))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured at every evaluation: held-out sets, what the stage adds, samples and questions."""
+
+    held_out: Mapping[str, TokenSet]  # by the prefix of their measures
+    validate: Callable[[TokenSet, ByDocument], Validation]
+    measures: Callable[[], dict[str, Any]]
+    watching: Watching
+    look: Callable[[Transformer, int], dict[str, Any]] | None
+
+    def of(self, model: Transformer, step: int) -> dict[str, Any]:
+        """The measures by name, "bpb" among them. Of spoiled weights only the first, so the loop stops."""
+        measures: dict[str, Any] = {}
+        sources: dict[str, Any] = {}
+        for prefix, tokens in self.held_out.items():
+            each = ByDocument(tokens.documents)
+            found = self.validate(tokens, each)
+            measures |= {f"{prefix}bpb": found.bpb, f"{prefix}loss": found.loss}
+            sources[f"{prefix}sources"] = bits_by_source(tokens, each)
+        measures |= self.measures()
+        if not all(math.isfinite(value) for value in measures.values() if isinstance(value, float)):
+            return measures
+        looked = self.look(model, step) if self.look else {}
+        return measures | sources | self.watching.look(model, step) | looked
 
 
 def train_stage(journey: Journey, plan: Plan) -> dict[str, Any]:
@@ -217,45 +226,6 @@ def _summary(parts: Parts, folder: Path, state: State) -> dict[str, Any]:
         **({"trained_parameters": trained} if (trained := numbers(parts.model)) else {}),
         "train_loss": last["loss"],
         **{k: v for k, v in final.items() if k != "step" and isinstance(v, float)},
-    }
-
-
-def chosen_attention(journey: Journey, config: ModelConfig, rows: int, log: RunLog, notes: Path) -> Choice:
-    """The attention backend for microbatches of `rows` rows, timed once in a run for a machine and a shape.
-
-    Several processes take what the first finds.
-
-    It is remembered in `notes`, the run's folder, because two backends round differently: a resumed run shall
-    go on with the one it began with, even if a second timing would prefer another.
-    """
-    found = journey.runtime.processes.by_first(lambda: _found_attention(journey, config, rows, log, notes))
-    return activated(found)
-
-
-def _found_attention(journey: Journey, config: ModelConfig, rows: int, log: RunLog, notes: Path) -> Choice:
-    runtime, file = journey.runtime, notes / ATTENTION
-    key = attention_key(runtime, config, rows)
-    known: list[dict[str, Any]] = read_json(file) if file.exists() else []
-    before = next((entry for entry in known if entry["for"] == key), None)
-    if before is not None and trouble(before["backend"], runtime, config) is None:
-        return Choice(before["backend"], before["milliseconds"], before["left_out"])
-    choice = choose(runtime, config, rows)
-    if runtime.device.type == "cuda" or runtime.attention != "auto":  # elsewhere there is nothing to choose
-        log.event("attention", **asdict(choice))
-        journey.console.say(choice.note)
-    if choice.milliseconds:
-        others = [entry for entry in known if entry["for"] != key]
-        write_json_atomic(file, [*others, {"for": key, **asdict(choice)}])
-    return choice
-
-
-def attention_key(runtime: Runtime, config: ModelConfig, rows: int) -> dict[str, Any]:
-    """All that a timing of attention depends on, as plain JSON."""
-    return {
-        "machine": (machine.gpu() or {}).get("name", runtime.device.type),
-        "torch": str(torch.__version__),
-        "asked": [runtime.attention, str(runtime.dtype), runtime.compile, runtime.deterministic],
-        "shape": [rows, config.context, config.heads, config.kv_heads, config.head_size, *config.windows],
     }
 
 

@@ -50,7 +50,7 @@ class Prompts:
         for prompt in recipe.prompts:
             self._refuse_unknown_slots(prompt)
         self._questions = [
-            question for name in recipe.questions for file in files_of(Path(name)) for question in _read(file)
+            question for name in recipe.questions for file in _files(name) for question in _read(file)
         ]
 
     def __len__(self) -> int:
@@ -99,6 +99,14 @@ def _names(prompt: PromptSettings) -> list[str]:
     """The slots of a template, in order, each once."""
     found = [name for text in (prompt.system, *prompt.turns) for name in _SLOT.findall(text)]
     return list(dict.fromkeys(found))
+
+
+def _files(name: str) -> list[Path]:
+    """The files that a name in `questions` means: one, or all of a folder."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise DataError(f"questions names {name}, but there is no file or folder {path}; mend the path")
+    return files_of(path)
 
 
 def _read(file: Path) -> list[Prompt]:

@@ -43,10 +43,8 @@ from pilgrim.model.transformer import Transformer
 from pilgrim.train.losses import CHUNK, Losses
 from pilgrim.train.objective import Objective
 
-IDS, LOGPROBS = (
-    "teacher_ids",
-    "teacher_logprobs",
-)  # in Batch.extra: [b, t, k], and [b, t, l] with the lump last
+IDS = "teacher_ids"  # in Batch.extra: [b, t, k]
+LOGPROBS = "teacher_logprobs"  # likewise: [b, t, l], the lump last
 LEAST_LOGPROB = -80.0  # of a lump: e⁻⁸⁰ counts for nothing, and its logarithm is still a number
 
 

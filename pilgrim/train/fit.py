@@ -89,9 +89,9 @@ def fit(peak_1: float, peak_2: float, budget: float, rows: int) -> Fit:
     return Fit(peak_1 - row, row, budget, min(rows, 1 + int((budget - peak_1) / row)))
 
 
-def too_little(what: str) -> OutOfMemory:
-    """The sentence of which `what` is the beginning."""
-    return OutOfMemory(f"Memory does not suffice: {what}; {CURE}")
+def too_little(what: str, first: str = "") -> OutOfMemory:
+    """The sentence of which `what` is the beginning; `first` is what to try before anything else."""
+    return OutOfMemory(f"Memory does not suffice: {what}; {first}{CURE}")
 
 
 def measure(
@@ -143,7 +143,8 @@ def _measure_together(
         peak_1 = float("inf")  # told below, outside: the error holds on to what it was computing
     if peak_1 == float("inf"):
         raise too_little(
-            f"two rows of {context} tokens at once are too many; write micro_rows = 1, and if that is"
+            f"two rows of {context} tokens at once are too many",
+            "write micro_rows = 1, or if one row is too much as well, ",
         )
     return fit(peak_1, peak_2 if rows > 1 else 2 * peak_1, _budget(model, runtime, later_bytes), rows)
 

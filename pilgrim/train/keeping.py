@@ -12,6 +12,7 @@ does so again when it is resumed.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from pilgrim.core.checkpoint import Checkpoint, CheckpointStore
 from pilgrim.core.checkpoint_read import StoredTensors
 from pilgrim.core.errors import ChangedRecipe
-from pilgrim.core.slices import local, slice_like
+from pilgrim.core.slices import local, slice_like, whole
 from pilgrim.data.loader import Position
 from pilgrim.model.lora import adapters
 from pilgrim.model.transformer import Transformer
@@ -123,6 +124,17 @@ def load_adapters(model: Transformer, found: Checkpoint) -> None:
                 f"{found.folder}: its adapters belong to other weights than those that the stage before has "
                 f"now ({name} differs); train this stage anew, by removing its folder"
             )
+
+
+def weights_hash(model: Transformer) -> str:
+    """The SHA-256 of a network's weights, adapters merged. Where weights are sliced, all processes must call
+    this.
+    """
+    digest = sha256()
+    for name, weight in sorted(model.weights().items()):
+        digest.update(name.encode())
+        digest.update(whole(weight).cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _lora_in_words(adapted: Mapping[str, Tensor]) -> str:

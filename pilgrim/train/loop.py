@@ -1,4 +1,4 @@
-"""THE loop. Pretraining, midtraining and SFT differ in their rows and rates, not in how they train.
+"""THE loop. Stages differ in their rows, their rates and what they train for, not in how they train.
 
     at every step:     next batch -> gradients -> update -> a row of metrics
     now and then:      look at the losses, save a checkpoint, evaluate and sample

@@ -88,7 +88,7 @@ def policy_objective(clip_low: float, clip_high: float, kl: float, temperature: 
                 entropies_n,
                 clipped_n * counts_n,
                 moved_n.abs(),
-                distance(moved_n, torch.zeros_like(moved_n)),
+                distance(rollout_n * counts_n, logprobs_n),
                 apart_n,
             )
             sums_k = torch.cat(
@@ -113,9 +113,12 @@ def clipped_losses(
 
 
 def distance(logprobs_n: Tensor, others_n: Tensor) -> Tensor:
-    """k3, for each token: its mean over what was drawn by the first is KL(first, other)."""
+    """k3, for each token: its mean over tokens that the first has drawn is KL(first ‖ other).
+
+    exp(d) - d - 1, written so that for small d the 1 doesn't swallow what is left.
+    """
     d = (others_n - logprobs_n).clamp(-LARGEST_LOG, LARGEST_LOG)
-    return d.exp() - d - 1
+    return torch.expm1(d) - d
 
 
 def by_size(moved_n: Tensor, counts_n: Tensor) -> Tensor:
@@ -136,9 +139,8 @@ def measures(sums: Sequence[float], reference: bool) -> dict[str, Any]:
         "entropy": entropy * each,  # of what is drawn from, nats a token
         "clipped": clipped * each,
         "drift": drift * each,  # mean |log p now - log p when drawn|
-        "drift_kl": moved * each,  # KL(who wrote, who learns), nats a token
-        "largest_ratio": math.exp(
-            min(largest, LARGEST_LOG)
-        ),  # or its inverse; rounded up by up to sqrt(2) in the log
+        "drift_kl": moved * each,  # KL(who wrote ‖ who learns), nats a token
+        # Or its inverse; its logarithm is rounded up by a factor of up to sqrt(2).
+        "largest_ratio": math.exp(min(largest, LARGEST_LOG)),
     }
     return found | ({"kl": apart * each} if reference else {})

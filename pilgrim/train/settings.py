@@ -14,7 +14,7 @@ TAUGHT = ("pretrain", "midtrain", "sft")  # stages that learn the next token, so
 
 
 class TrainSettings(Settings):
-    """What every trained stage has: `[pretrain]`, `[midtrain]`, `[sft]`."""
+    """What every stage that trains has: `[pretrain]`, `[midtrain]`, `[sft]`, `[dpo]`, `[rl]`."""
 
     steps: int | None = Field(None, ge=1, description="updates of the weights")
     rows: int | None = Field(None, ge=1, description="rows per step, over all microbatches")

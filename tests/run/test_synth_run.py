@@ -86,6 +86,18 @@ def test_without_a_person_nothing_leaves_this_machine(tmp_path: Path, pilgrim: P
     assert "nobody is here to be asked; give --yes" in result.stderr
 
 
+def test_a_folder_that_can_not_be_made_is_told(tmp_path: Path, pilgrim: Pilgrim) -> None:
+    recipe, taken = tmp_path / "recipe.toml", tmp_path / "taken"
+    taken.write_text("a file where the folder should be")
+    recipe.write_text(
+        'wanted = 1\n[endpoint]\nurl = "http://127.0.0.1:9/v1"\nmodel = "m"\n'
+        '[[prompts]]\nid = "a"\nturns = ["b"]\n'
+    )
+    for out in (taken, taken / "below"):
+        result = pilgrim("synth", recipe, f"out={out}")
+        assert result.exit_code == 2 and f"{out} could not be made" in result.stderr
+
+
 def test_a_server_on_this_machine_needs_no_yes(tmp_path: Path, pilgrim: Pilgrim) -> None:
     with odd_endpoint(lambda request, number: words(request)) as server:
         recipe = tmp_path / "recipe.toml"

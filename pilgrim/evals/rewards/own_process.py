@@ -32,8 +32,7 @@ def main(file: Path) -> None:
     for line in sys.stdin.buffer:
         try:
             value = reward(*json.loads(line))
-            number = value if isinstance(value, int | float) else _as_number(value)
-            tell({"reward": number, "shown": repr(value)[:60]})
+            tell({"reward": _as_number(value), "shown": repr(value)[:60]})
         except BaseException as error:
             tell(_failed(error, file))
 
@@ -51,10 +50,13 @@ def _function(file: Path) -> Callable[..., Any]:
 
 
 def _as_number(value: Any) -> float | None:
-    """A number of numpy or torch as Python's; None for anything else."""
+    """Python's numbers, and those of numpy and torch, as a float; None for anything else.
+
+    Raises OverflowError for an int that no float can hold.
+    """
     item = getattr(value, "item", None)
-    found = item() if callable(item) else None
-    return found if isinstance(found, int | float) else None
+    found = item() if callable(item) else value
+    return float(found) if isinstance(found, int | float) else None
 
 
 def _failed(error: BaseException, file: Path) -> dict[str, Any]:

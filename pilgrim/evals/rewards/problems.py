@@ -148,6 +148,8 @@ def _messages(row: dict[str, Any], place: str) -> tuple[Message, ...]:
         raise DataError(
             f"{place}: ends with the {messages[-1].role}, but a prompt ends with the user; cut it"
         )
+    if not messages[-1].content.strip():
+        raise DataError(f"{place}: the user's last message is empty; fill it, or drop the row")
     return messages
 
 

@@ -164,12 +164,18 @@ def test_a_field_that_may_be_none_must_have_none_as_default() -> None:
             threads: int | None = 4
 
 
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_a_number_must_be_finite(value: str) -> None:
+    with pytest.raises(SettingsError, match=r"model.rate = \S+ should be a finite number"):
+        build(Recipe, tomllib.loads(f'name = "a"\nmodel.rate = {value}'), "x.toml")
+
+
 models = st.builds(
     Model,
     depth=st.integers(min_value=1, max_value=2**62),
     width=st.integers(1, 64).map(lambda n: n * 12),
     heads=st.sampled_from([1, 2, 3, 4, 6]),
-    rate=st.floats(allow_nan=False),
+    rate=st.floats(allow_nan=False, allow_infinity=False),
     tied=st.booleans(),
     kind=st.sampled_from(["plain", "gated"]),
 )
@@ -180,7 +186,9 @@ recipes = st.builds(
     seed=st.integers(-(2**63), 2**63 - 1),
     model=models,
     tail=st.none() | models,
-    sources=st.lists(st.builds(Source, path=paths, weight=st.floats(allow_nan=False))).map(tuple),
+    sources=st.lists(
+        st.builds(Source, path=paths, weight=st.floats(allow_nan=False, allow_infinity=False))
+    ).map(tuple),
     stops=st.lists(st.integers(-(2**63), 2**63 - 1)).map(tuple),
     threads=st.none() | st.integers(1, 1000),
 )

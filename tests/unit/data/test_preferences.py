@@ -63,6 +63,7 @@ def test_a_prompt_may_have_several_turns() -> None:
         (row("Hi!", "same", " same\n"), "chosen and rejected are the same"),
         (row("Hi!", "", "no"), "the reply of chosen is empty"),
         (row("Hi!", "yes", " \n"), "the reply of rejected is empty"),
+        (row(" ", "yes", "no"), "an empty message of the user asks nothing"),
         ({"prompt": "Hi!", "chosen": "yes"}, 'has no "rejected"'),
         ({"prompt": "Hi!", "chosen": 3, "rejected": "no"}, 'has no "chosen"'),
         ({"chosen": "yes", "rejected": "no"}, '"chosen" is a reply to nothing'),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pilgrim.core.config import build, load_toml
-from pilgrim.core.errors import PilgrimError
+from pilgrim.core.errors import DataError, PilgrimError
 from pilgrim.synth.prompts import Prompts, filled, transcript
 from pilgrim.synth.settings import EndpointSettings, SynthRecipe
 
@@ -153,6 +153,12 @@ def test_only_names_of_slots_are_replaced() -> None:
 def test_a_conversation_reads_like_one() -> None:
     talk: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None}]
     assert transcript(talk) == "user: Hi\n\nassistant:"
+
+
+def test_questions_that_are_not_there_are_told_as_such() -> None:
+    asked = recipe(prompts=[], questions=["no-such.toml"])
+    with pytest.raises(DataError, match=r"^questions names no-such.toml, but there is no file or folder"):
+        Prompts(asked)
 
 
 @pytest.mark.parametrize(

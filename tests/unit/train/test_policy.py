@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pilgrim.data.loader import IGNORED, Batch
-from pilgrim.train.policy import advantages, by_size, clipped_losses, measures, policy_objective
+from pilgrim.train.policy import advantages, by_size, clipped_losses, distance, measures, policy_objective
 from pilgrim.train.rollouts import Rollout, batch_of, learned_from, told
 
 WIDTH, VOCABULARY, END = 8, 23, 0
@@ -93,7 +93,7 @@ def test_the_loss_is_the_formula_written_out(kl: float, temperature: float, soft
 
     scores = F.linear(hidden, head)
     scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
-    expected, clipped, drift = torch.zeros(()), 0, 0.0
+    expected, clipped, drift, drift_kl = torch.zeros(()), 0, 0.0, 0.0
     for row, at in (batch.targets_bt != IGNORED).nonzero().tolist():
         log_p = (scores[row, at] / temperature).log_softmax(-1)[batch.targets_bt[row, at]]
         a, old, ref = (batch.extra[name][row, at] for name in ("advantage", "rollout", "reference"))
@@ -104,13 +104,23 @@ def test_the_loss_is_the_formula_written_out(kl: float, temperature: float, soft
         )
         clipped += int(bounded < ratio * a)
         drift += float((log_p - old).detach().abs())
+        drift_kl += float((ratio - 1 - (log_p - old)).detach())
     torch.testing.assert_close(losses.total, expected)
     torch.testing.assert_close(found, torch.autograd.grad(expected, (hidden, head)), rtol=1e-4, atol=1e-4)
     assert losses.sums_k is not None
     row_of_log = objective.measures(losses.sums_k.tolist())
     assert row_of_log["clipped"] == pytest.approx(clipped / 10)
     assert row_of_log["drift"] == pytest.approx(drift / 10, rel=1e-5)
+    assert row_of_log["drift_kl"] == pytest.approx(drift_kl / 10, rel=1e-5)
     assert ("kl" in row_of_log) == (kl > 0)
+
+
+def test_the_mean_distance_over_what_the_first_draws_is_its_divergence() -> None:
+    wrote, learns = torch.tensor([0.7, 0.2, 0.1]), torch.tensor([0.5, 0.1, 0.4])
+    divergence = (wrote * (wrote.log() - learns.log())).sum()
+    torch.testing.assert_close((wrote * distance(wrote.log(), learns.log())).sum(), divergence)
+    tiny = distance(torch.zeros(1), torch.tensor([1e-4]))  # and no rounding is taken for a distance
+    torch.testing.assert_close(tiny, torch.tensor([5e-9]), rtol=1e-3, atol=0)
 
 
 def test_at_a_ratio_of_1_the_gradient_is_that_of_the_plain_policy_gradient() -> None:

@@ -20,6 +20,8 @@ def reward(prompt, reply, row):
         return "much"
     if reply == "none":
         return None
+    if reply == "endless":
+        return 10**400
     if reply == "hang":
         while True:
             pass
@@ -42,6 +44,7 @@ def test_a_function_is_asked_and_goes_on_after_everything_that_can_go_wrong(own:
         "nan": f"{file}: reward returned nan, no finite number, on {place}",
         "text": f"{file}: reward returned 'much', no finite number, on {place}",
         "none": f"{file}: reward returned None, no finite number, on {place}",
+        "endless": f"{file}: reward raised OverflowError: int too large to convert to float on {place}",
         "hang": f"{file}: reward took more than 1 s on {place}",
         "exit": f"{file}: reward ended its process on {place}",
     }

@@ -1,4 +1,4 @@
-"""What the trained stages share: the attention that a run began with is the one it goes on with."""
+"""The attention that a run began with is the one it goes on with."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +11,9 @@ from pilgrim.core.files import write_json_atomic
 from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.core.runtime import Runtime
 from pilgrim.model.config import ModelSettings
+from pilgrim.stages.attention import attention_key, chosen_attention
 from pilgrim.stages.journey import Journey
 from pilgrim.stages.recipe import Recipe
-from pilgrim.stages.training import attention_key, chosen_attention
 
 CONFIG = ModelSettings(depth=2, width=32, head_size=16, context=64, window=8).config(40)
 CPU = Runtime(torch.device("cpu"), torch.float32, compile=False, seed=1)
