@@ -227,7 +227,7 @@ class AskedChat(Asked):
     store: Literal[False] | None = None
 
 
-B = TypeVar("B", bound=Body)
+B = TypeVar("B", bound=BaseModel)
 
 
 async def read_body(request: Request, kind: type[B], most_bytes: int, most_s: float) -> B:

@@ -13,8 +13,8 @@ What happens to a reader that is slower than the model? Its reply is written at 
 and waits in memory, which is bounded, as a reply is by the context. So nobody waits for anybody; and one who
 reads nothing at all is given up after a while (events.py).
 
-What goes wrong in one reply (its form, its stop strings, its tool, its text) ends that one with an error. If a
-pass of the network fails, nobody can tell whose fault it is, and all replies that were at work end.
+What goes wrong in one reply (its form, its stop strings, its tool, its text) ends that one with an error. If
+a pass of the network fails, nobody can tell whose fault it is, and all replies that were at work end.
 
 How many may wait is bounded too. Who comes when all places are taken is told to come again (429), and
 after how many seconds: about when the next place should be free, by how long replies took lately.

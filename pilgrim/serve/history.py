@@ -30,6 +30,7 @@ from pilgrim.core.errors import DataError, PilgrimError
 
 FORMAT = 1  # of the file, and of an exported one
 LONGEST_TITLE = 80  # characters
+LONGEST_MESSAGE = 1_000_000  # characters
 SNIPPET = 60  # characters on each side of what was searched for
 
 SCHEMA = """
@@ -224,6 +225,11 @@ class Chats:
 
     def _insert(self, db: sqlite3.Connection, chat: int, message: NewMessage, now_s: float) -> int:
         self._refuse_foreign(db, chat, message.parent, "parent")
+        if len(message.content) > LONGEST_MESSAGE:
+            raise DataError(
+                f"a message has {len(message.content):,} characters, and {LONGEST_MESSAGE:,} are the most; "
+                "divide it"
+            )
         about = message.about or {}
         _refuse_bad_calls(about.get("calls", []))
         added = db.execute(

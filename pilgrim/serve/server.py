@@ -35,7 +35,6 @@ from pilgrim.serve.chats import chat
 from pilgrim.serve.completions import complete
 from pilgrim.serve.door import Door
 from pilgrim.serve.events import Gone
-from pilgrim.serve.history import Chats
 from pilgrim.serve.openapi import description_of, gives_answers, refusals, takes
 from pilgrim.serve.page_routes import add_page
 from pilgrim.serve.refusals import Refusal, on_refusal, our_fault
@@ -65,7 +64,7 @@ def create_app(models: Models, settings: ServeSettings) -> FastAPI:
     _add_models(app, models)
     _add_writing(app, Office(models, settings))
     _add_looking(app, models)
-    add_page(app, Chats(settings.chats) if settings.chats else None)
+    add_page(app, settings)
     _add_refusals(app)
     app.openapi = description_of(app)  # type: ignore[method-assign]
     paths = {path for route in app.routes if (path := getattr(route, "path", None))}
