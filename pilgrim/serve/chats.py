@@ -28,11 +28,12 @@ async def chat(request: Request, office: Office) -> Response:
     settings = office.settings
     asked = await read_body(request, AskedChat, settings.max_body_bytes, settings.stall_s)
     async with office.models.borrowed(asked.model) as model:
-        exchange = await _begin(asked, model)
+        exchange = await begin(asked, model)
     return await answer(request, office, exchange)
 
 
-async def _begin(asked: AskedChat, model: Loaded) -> Exchange:
+async def begin(asked: AskedChat, model: Loaded) -> Exchange:
+    """Has the replies written. Raises Refusal."""
     if not model.entry.chats:
         raise Refusal(
             f"{model.entry.id} is a base model, which has not learned to answer; use /v1/completions, or a "
