@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -66,7 +67,7 @@ def prepared(run: Path | None, depth: int, folder: Path, forms: list[str]) -> di
     if run:
         tokenizer, model = load_tokenizer(run), load_model(run / newest_stage(run))
     else:
-        words = (f"{a}{b}{c}" for a in range(200) for b in "aeiou" for c in "bdfgklmnprst")
+        words = ("".join(letters) for letters in product("bdfgklmnprst", "aeiou", "bdfgklmnprst", "aeiou"))
         tokenizer = train_tokenizer([" ".join(words) * 2], VOCABULARY)
         settings = ModelSettings(depth=depth, width=64 * depth, head_size=64, context=1024)
         model = Transformer(settings.config(tokenizer.vocab_size))
@@ -148,7 +149,7 @@ class Ours:
         dtype = torch.float32 if form == "fp32" else torch.bfloat16
         runtime = Runtime(torch.device("cpu"), dtype, compile=False, seed=1)
         self.vocabulary = model.config.vocab_size
-        self._engine = Engine(model, runtime, rows=texts, weights=FORMS[form][1])  # type: ignore[arg-type]
+        self._engine = Engine(model, runtime, rows=texts, record=True, weights=FORMS[form][1])  # type: ignore[arg-type]
         self._requests: list[Any] = []
 
     def read(self, prompts: list[list[int]]) -> None:

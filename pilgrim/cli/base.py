@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Literal, ParamSpec
 
 import typer
 
@@ -17,6 +17,8 @@ from pilgrim.launch.worker import speaks
 
 P = ParamSpec("P")
 
+# In how many bits weights are kept: the names of infer/quantized.py, which would bring torch along.
+Bits = Literal["full", "int8", "int4", "fp8"]
 RUNS = Path("runs")  # where `pilgrim run` puts run folders: below the folder it is called in
 
 

@@ -1,11 +1,11 @@
 """`pilgrim chat`: talk with a trained model in the terminal."""
 
 import secrets
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from pilgrim.cli.base import app, examples, find_run, guarded
+from pilgrim.cli.base import Bits, app, examples, find_run, guarded
 
 
 @app.command(
@@ -41,8 +41,12 @@ def chat(
         int | None, typer.Option(help="The same seed, the same replies. Left out: others.")
     ] = None,
     weights: Annotated[
-        Literal["full", "int8", "int4", "fp8"],
+        Bits,
         typer.Option(help="Weights of fewer bits: sooner written, a little worse."),
+    ] = "full",
+    cache: Annotated[
+        Literal["full", "int8", "fp8"],
+        typer.Option(help="Keys and values in 8 bits: half the memory, a little worse."),
     ] = "full",
     say: Annotated[
         list[str] | None,
@@ -70,10 +74,10 @@ def chat(
     }
     sampling = build(Sampling, dials, "pilgrim chat")
     if not say:
-        terminal.chat(folder, sampling=sampling, system=system, python=python, weights=weights)
+        terminal.chat(folder, sampling=sampling, system=system, python=python, weights=weights, cache=cache)
         return
     exchanges = terminal.exchanges(
-        folder, say, sampling=sampling, system=system, python=python, weights=weights
+        folder, say, sampling=sampling, system=system, python=python, weights=weights, cache=cache
     )
     for prompt, reply in exchanges:
         typer.echo(f"> {prompt}\n{reply}\n")

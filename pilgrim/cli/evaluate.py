@@ -1,11 +1,11 @@
 """`pilgrim eval`: measure a trained model."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from pilgrim.cli.base import RUNS, app, examples, find_run, guarded
+from pilgrim.cli.base import RUNS, Bits, app, examples, find_run, guarded
 from pilgrim.core.errors import PilgrimError
 
 
@@ -100,8 +100,12 @@ def eval_command(
         ),
     ] = None,
     weights: Annotated[
-        Literal["full", "int8", "int4", "fp8"],
+        Bits,
         typer.Option(help="With --text: what weights of fewer bits cost."),
+    ] = "full",
+    cache: Annotated[
+        Literal["full", "int8", "fp8"],
+        typer.Option(help="With --text: what keys and values in 8 bits cost."),
     ] = "full",
 ) -> None:
     """Measure a trained model: bits per byte, behaviour in a chat, and questions with known answers.
@@ -156,10 +160,11 @@ def eval_command(
     from pilgrim.stages.evaluate import evaluate_run
     from pilgrim.stages.folder import evaluate_folder
 
-    if weights != "full" and not text:
-        raise PilgrimError(
-            "--weights goes with --text, which tells what the rounding costs; name a file to measure on"
-        )
+    for option, bits_kept in (("--weights", weights), ("--cache", cache)):
+        if bits_kept != "full" and not text:
+            raise PilgrimError(
+                f"{option} goes with --text, which tells what the rounding costs; name a file to measure on"
+            )
     if text:
         if hf is not None:
             raise PilgrimError("--text needs a run; with --hf there are the suites core and chat")
@@ -167,7 +172,7 @@ def eval_command(
             raise PilgrimError(
                 "--text measures bits per byte and nothing else; leave the other options out, or call twice"
             )
-        bits.evaluate_text(folder, text, weights=weights)
+        bits.evaluate_text(folder, text, weights=weights, cache=cache)
         return
     asked = ["behaviour", "core", "chat"] if suite == "all" else [suite]
     if hf is not None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pilgrim.cli.base import RUNS, RunArgument, app, examples, find_run, guarded
+from pilgrim.cli.base import RUNS, Bits, RunArgument, app, examples, find_run, guarded
 from pilgrim.core.errors import PilgrimError
 
 
@@ -122,8 +122,12 @@ def bench(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens that are written.")] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="How often each is measured.")] = 5,
     weights: Annotated[
-        Literal["full", "int8", "int4", "fp8"],
+        Bits,
         typer.Option(help="Our weights in 8 or 4 bits; transformers keeps them whole."),
+    ] = "full",
+    cache: Annotated[
+        Literal["full", "int8", "fp8"],
+        typer.Option(help="Our keys and values in 8 bits."),
     ] = "full",
 ) -> None:
     """Measure how fast a trained model reads and writes: 1, 8 and 64 texts together.
@@ -134,4 +138,4 @@ def bench(
     folder = find_run(run)
     from pilgrim.stages.bench import bench_infer
 
-    bench_infer(folder, prompt=prompt, tokens=tokens, rounds=rounds, weights=weights)
+    bench_infer(folder, prompt=prompt, tokens=tokens, rounds=rounds, weights=weights, cache=cache)

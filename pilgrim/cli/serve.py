@@ -1,11 +1,11 @@
 """`pilgrim serve`: models behind OpenAI's HTTP API."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from pilgrim.cli.base import RUNS, app, examples, find_run, guarded, trained_runs
+from pilgrim.cli.base import RUNS, Bits, app, examples, find_run, guarded, trained_runs
 
 
 @app.command(
@@ -41,8 +41,12 @@ def serve(
     queue: Annotated[int, typer.Option(min=0, help="Replies that may wait; then 429 is answered.")] = 256,
     models: Annotated[int, typer.Option(min=1, help="Models that stay in memory.")] = 2,
     weights: Annotated[
-        Literal["full", "int8", "int4", "fp8"],
+        Bits,
         typer.Option(help="Weights of fewer bits: sooner written, a little worse."),
+    ] = "full",
+    cache: Annotated[
+        Literal["full", "int8", "fp8"],
+        typer.Option(help="Keys and values in 8 bits: half the memory, a little worse."),
     ] = "full",
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="Largest request, in MB.")] = 4,
     log_chats: Annotated[
@@ -73,6 +77,7 @@ def serve(
         waiting=queue,
         kept=models,
         weights=weights,
+        cache=cache,
         max_body_mb=max_body_mb,
         log_chats=log_chats,
         chats=None if no_chats else chats,

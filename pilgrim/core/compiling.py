@@ -41,13 +41,18 @@ def keep_compiled() -> Path:
     # When it is imported, torch's compiler sets the variable itself, to its own choice.
     from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
-    if os.environ.get(VARIABLE, default_cache_dir()) == default_cache_dir():
-        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = caches / "pilgrim" / "torchinductor"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return Path(cache_dir())
-        if os.access(folder, os.W_OK):
-            os.environ[VARIABLE] = str(folder)
+    nobody_chose = os.environ.get(VARIABLE, default_cache_dir()) == default_cache_dir()
+    if nobody_chose and (folder := users_cache("torchinductor")):
+        os.environ[VARIABLE] = str(folder)
     return Path(cache_dir())
+
+
+def users_cache(name: str) -> Path | None:
+    """Our folder of that name among the user's caches; None if nothing can be written there."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = caches / "pilgrim" / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None

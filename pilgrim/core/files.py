@@ -13,10 +13,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import zstandard
 
@@ -34,12 +34,29 @@ def write_atomic(path: Path, data: bytes | str, check: Callable[[], None] = lamb
     Raises what that does, and PilgrimError when the disk is full or writing is not allowed; the old file is
     then untouched and nothing is left behind.
     """
+    with _replacing(path, check) as file:
+        file.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+def write_lines_zst(path: Path, lines: Iterable[str], check: Callable[[], None] = lambda: None) -> None:
+    """Writes a zstd-compressed text file, atomically, as above, with one line at a time in memory."""
+    with (
+        _replacing(path, check) as file,
+        zstandard.ZstdCompressor().stream_writer(file, closefd=False) as out,
+    ):
+        for line in lines:
+            out.write(line.encode("utf-8") + b"\n")
+
+
+@contextmanager
+def _replacing(path: Path, check: Callable[[], None]) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of `path` when the block has come to its end."""
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     with explained("written", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
-                file.write(data.encode("utf-8") if isinstance(data, str) else data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             check()

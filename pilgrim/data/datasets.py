@@ -1,4 +1,4 @@
-"""Named data sets: `[datasets.NAME]` of a recipe, for its mixtures and, as "dataset:NAME", for `[data]`.
+"""Named data sets: `[datasets.NAME]` of a recipe, for mixtures and, as "dataset:NAME", in other tables.
 
     [datasets.smalltalk]
     kind = "conversations"
@@ -11,10 +11,13 @@
     files = ["main/train-00000-of-00001.parquet"]
 
 The kind says what a row is: text, a conversation, or the shape of a well-known data set, of which a
-conversation is made (data/adapters.py). Two kinds are made without rows (data/generated.py). Rows are read
-one after the other, and no more of them than are asked for: with `limit`, later files are not even fetched.
-With `seed`, too, the rows are drawn from all there are, in one pass and with the memory of `limit` rows
-(algorithm R: Vitter 1985, doi 10.1145/3147.3165).
+conversation is made (data/adapters.py). Two kinds are made without rows (data/generated.py). Preference
+pairs and problems with rewards are neither: `[dpo]` and `[rl]` read the rows as they are, of the kind "rows",
+which says nothing more, or of one that a mixture reads in its own way (GSM8K's solutions and its problems).
+
+Rows are read one after the other, and no more of them than are asked for: with `limit`, later files are not
+even fetched. With `seed`, too, the rows are drawn from all there are, in one pass and with the memory of
+`limit` rows (algorithm R: Vitter 1985, doi 10.1145/3147.3165).
 """
 
 import difflib
@@ -22,7 +25,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -36,18 +39,23 @@ from pilgrim.data.generated import identity, spelling, words_of
 from pilgrim.data.parquet import read_parquet
 from pilgrim.data.sources import Text, find, read_documents
 
-NAMED = "dataset:"  # before a name, where [data] names files
+NAMED = "dataset:"  # before a name, where files are named
 MADE = ("spelling", "identity")  # kinds without rows
 WORDS = "assets:text/train.jsonl.zst"  # where `spelling` takes words from, if nothing is named
 
-Kind = Literal["text", "conversations", "mmlu", "gsm8k", "spelling", "identity"]
-Rows = Iterator[tuple[str, dict[str, Any]]]  # (file and row, for errors; the row)
+Kind = Literal["text", "conversations", "mmlu", "gsm8k", "spelling", "identity", "rows"]
+Row = dict[str, Any]
+Rows = Iterator[tuple[str, Row]]  # (file and row, for errors; the row)
+T = TypeVar("T")
 
 
 class DatasetSettings(Settings):
     """`[datasets.NAME]`."""
 
-    kind: Kind = Field(description="what a row is: text, conversations, mmlu, gsm8k, spelling or identity")
+    kind: Kind = Field(
+        description="what a row is: text, conversations, mmlu, gsm8k, spelling or identity; rows: as it is, "
+        "for [dpo] and [rl]"
+    )
     files: tuple[str, ...] = Field(
         (), description=".jsonl, .jsonl.zst, .parquet (text: .txt, .md too); of spelling: the words"
     )
@@ -88,7 +96,7 @@ class DatasetSettings(Settings):
         if self.hub and self.kind in MADE:
             return f"{place}.hub: {self.kind} is made here, and reads nothing of the hub; leave it out"
         if self.bad_rows == "skip" and (self.is_text or self.kind in MADE):
-            return f'{place}.bad_rows = "skip" is for kinds with conversations in their rows; leave it out'
+            return f'{place}.bad_rows = "skip" is for conversations, pairs and problems; leave it out'
         if (self.hub is None) != (self.revision is None):
             given, missing = ("hub", "revision") if self.hub else ("revision", "hub")
             return f"{place}.{missing} is missing, and {place}.{given} needs it; write both, or neither"
@@ -125,12 +133,44 @@ def conversations(
     Raises DataError, naming file and row, for one that can't be used, unless such rows are to be skipped, and
     if there is none at all.
     """
-    place, used, skipped, first = f"datasets.{name}", 0, 0, ""
-    for where, row in _some(_read(place, settings), settings):
+
+    def conversation(row: Row, where: str) -> Conversation:
+        if settings.kind in ADAPTERS:
+            row = {**row, "messages": ADAPTERS[settings.kind][1](row, where)}
+        return conversation_of(row, where, name)
+
+    place = f"datasets.{name}"
+    return _usable(_read(place, settings), conversation, place, "conversation", settings, tell)
+
+
+def rows_as_they_are(
+    name: str,
+    settings: DatasetSettings,
+    read: Callable[[Row, str], T],
+    tell: Callable[[str], None] = lambda sentence: None,
+) -> Iterator[T]:
+    """What `read` makes of each row of a data set, with all that is in it; for `[dpo]` and `[rl]`.
+
+    `read` is given the row, and file and row for errors; it raises DataError for one that can't be used.
+    Raises that, unless such rows are to be skipped (`tell` is told of them), and if there is none at all.
+    """
+    place = f"datasets.{name}"
+    return _usable(_read(place, settings, whole=True), read, place, "row", settings, tell)
+
+
+def _usable(
+    rows: Rows,
+    read: Callable[[Row, str], T],
+    place: str,
+    what: str,
+    settings: DatasetSettings,
+    tell: Callable[[str], None],
+) -> Iterator[T]:
+    """What `read` makes of the rows that are asked for; bad ones are refused, or counted and told."""
+    used, skipped, first = 0, 0, ""
+    for where, row in _some(rows, settings):
         try:
-            if settings.kind in ADAPTERS:
-                row = {**row, "messages": ADAPTERS[settings.kind][1](row, where)}
-            found = conversation_of(row, where, name)
+            found = read(row, where)
         except DataError as error:
             if settings.bad_rows == "refuse":
                 raise
@@ -141,7 +181,7 @@ def conversations(
     if skipped:
         tell(f"{place}: {skipped:,} rows of {used + skipped:,} were skipped, such as {first}")
     if not used:
-        raise DataError(f"{place} holds no conversation; name files with rows in them, or leave it out")
+        raise DataError(f"{place} holds no {what}; name files with rows in them, or leave it out")
 
 
 def documents_of(names: Iterable[str], datasets: Datasets) -> Iterator[Text]:
@@ -169,9 +209,31 @@ def wrongly_named(name: str, datasets: Datasets, is_text: bool) -> str | None:
     bare = name.removeprefix(NAMED)
     if bare not in datasets:
         return f"[data] names {name}, but {unknown(bare, datasets)}"
-    if datasets[bare].is_text != is_text:
-        wanted = "text" if is_text else "conversations"
-        return f"[data] names {name} where {wanted} must stand, but its kind is {datasets[bare].kind}"
+    kind, wanted = datasets[bare].kind, "text" if is_text else "conversations"
+    if kind == "rows" or datasets[bare].is_text != is_text:
+        return f"[data] names {name} where {wanted} must stand, but its kind is {kind}"
+    return None
+
+
+def unmixable(name: str, datasets: Datasets) -> str | None:
+    """Why a mixture can't have a data set that is there, in half a sentence; None if it can."""
+    if name in datasets and datasets[name].kind == "rows":
+        return (
+            'its kind is rows, which only [dpo] and [rl] read; say what they are, as kind = "conversations"'
+        )
+    return None
+
+
+def without_rows(name: str, datasets: Datasets) -> str | None:
+    """Why `[dpo]` and `[rl]` can't read "dataset:NAME", in half a sentence; None if they can."""
+    bare = name.removeprefix(NAMED)
+    if bare not in datasets:
+        return unknown(bare, datasets)
+    kind = datasets[bare].kind
+    if kind == "text":
+        return 'its kind is text, of which only "text" is read; write kind = "rows"'
+    if kind in MADE:
+        return f'its kind is {kind}, which is made here and only for mixtures; name files, as kind = "rows"'
     return None
 
 
@@ -196,8 +258,8 @@ def local_files(settings: DatasetSettings) -> tuple[str, ...]:
 # Rows ---------------------------------------------------------------------------------------------
 
 
-def _read(place: str, settings: DatasetSettings) -> Rows:
-    """All rows of a data set, in order."""
+def _read(place: str, settings: DatasetSettings, whole: bool = False) -> Rows:
+    """All rows of a data set, in order; `whole`: with all that is in them."""
     if settings.kind in MADE:
         for number, messages in enumerate(_made(settings), start=1):
             yield f"{place}, row {number}", {"messages": messages}
@@ -207,7 +269,7 @@ def _read(place: str, settings: DatasetSettings) -> Rows:
             path = hub.fetched(settings.hub, settings.revision, file, place)
         else:
             path = find(file, place)
-        yield from rows_of(path, file, settings)
+        yield from rows_of(path, file, settings, whole)
 
 
 def _made(settings: DatasetSettings) -> Iterator[list[dict[str, Any]]]:
@@ -218,12 +280,14 @@ def _made(settings: DatasetSettings) -> Iterator[list[dict[str, Any]]]:
     return spelling(words_of(settings.files or (WORDS,)), settings.limit, seed)
 
 
-def rows_of(path: Path, name: str, settings: DatasetSettings) -> Rows:
-    """All rows of one file, which the recipe calls `name`. Raises DataError if it can't be read."""
+def rows_of(path: Path, name: str, settings: DatasetSettings, whole: bool = False) -> Rows:
+    """All rows of one file, which the recipe calls `name`; of a table the columns that its kind needs, or the
+    `whole` of it. Raises DataError if it can't be read."""
     if name.endswith(".parquet"):
         default = ("text",) if settings.is_text else ("messages",)
         needed = ADAPTERS[settings.kind][0] if settings.kind in ADAPTERS else default
-        for number, row in read_parquet(path, needed, ("source", "tools")):
+        every = whole or settings.kind == "rows"
+        for number, row in read_parquet(path, None if every else needed, ("source", "tools")):
             yield f"{path}, row {number}", row
     elif name.endswith((".jsonl", ".jsonl.zst")):
         for number, row in read_jsonl_zst(path):

@@ -1,4 +1,4 @@
-"""Rows of Parquet files, the columns that are needed and no other, a few thousand rows at a time.
+"""Rows of Parquet files, the columns that are needed and no other, a thousand rows at a time.
 
 A Parquet file is a table stored by columns, in groups of rows, each column of a group compressed for itself.
 So two of twenty columns cost a tenth of the reading, and a file of gigabytes needs the memory of one batch of
@@ -16,9 +16,11 @@ ROWS_AT_ONCE = 1024
 
 
 def read_parquet(
-    path: Path, needed: Sequence[str], welcome: Sequence[str] = ()
+    path: Path, needed: Sequence[str] | None, welcome: Sequence[str] = ()
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (row number from 1, row) with the columns `needed`, and those of `welcome` that are there.
+
+    `needed` = None: all columns.
 
     Raises DataError if a needed column is missing or the file is damaged, and PilgrimError without pyarrow.
     """
@@ -32,12 +34,13 @@ def read_parquet(
     try:
         with explained("read", path), parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
-            if missing := [name for name in needed if name not in columns]:
+            if missing := [name for name in needed or () if name not in columns]:
                 raise DataError(
                     f"{path} has no column {missing[0]!r}; its columns are {', '.join(columns)}: "
                     "name another file, or another kind"
                 )
-            wanted = [*needed, *(name for name in welcome if name in columns)]
+            some = [*(needed or ()), *(name for name in welcome if name in columns)]
+            wanted = columns if needed is None else some
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1

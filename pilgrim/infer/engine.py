@@ -32,10 +32,12 @@ from torch import Tensor
 from pilgrim.core.compiling import compiled
 from pilgrim.core.errors import DataError
 from pilgrim.core.runtime import Runtime
-from pilgrim.infer import paged_kernel
+from pilgrim.infer import few_tokens, paged_kernel
 from pilgrim.infer.blocks import BlockPool
 from pilgrim.infer.cache import PagedCache
+from pilgrim.infer.cache_bits import CacheBits, refuse
 from pilgrim.infer.drawing import Place, draw, places_of, thoughts
+from pilgrim.infer.few_tokens import FewTokens
 from pilgrim.infer.grammar import Grammar
 from pilgrim.infer.lookup import Lookup
 from pilgrim.infer.network import Network
@@ -87,19 +89,24 @@ class Engine:
         record: bool = False,
         lookup: bool = False,
         weights: Weights = "full",
+        cache: CacheBits = "full",
     ) -> None:
         """`rows`: how many replies are written together at most. `cache_tokens`: how many tokens' keys and
         values are held, at least a whole context's; left out: enough for all rows of what is asked for.
-        `record`: this engine will live long, so on an NVIDIA GPU its steps are recorded (recorded.py).
+        `record`: this engine will live long, so its steps are prepared: recorded on an NVIDIA GPU
+        (recorded.py), compiled from C on a CPU (few_tokens.py).
         `lookup`: replies guess how they go on, and write the same sooner (lookup.py); not in recorded steps.
-        `weights`: rounded to 8 or 4 bits, they are fetched sooner (quantized.py).
+        `weights`: rounded to 8 or 4 bits, they are fetched sooner (quantized.py). `cache`: keys and values in
+        8 bits take half the memory (cache_bits.py); raises SettingsError where the device can't.
 
-        On a CPU, 1 or 2 `rows` are computed in fp32 even where the runtime has bf16. Measured with AMX on a
-        model of width 256 and 4 layers, fp32 writes a single reply 1.2 to 1.3 times as fast; with 4 rows
-        the two are even, and with 32 bf16 is 1.4 times as fast, as its matrix unit wants many rows at once.
-        Weights of 8 or 4 bits are made for bf16.
+        On a CPU without that code, 1 or 2 `rows` are computed in fp32 even where the runtime has bf16.
+        Measured with AMX on a model of width 256 and 4 layers, torch writes a single reply 1.2 to 1.3 times
+        as fast then; with 4 rows the two are even, and with 32 bf16 is 1.4 times as fast, as its matrix unit
+        wants many rows at once. Weights of 8 or 4 bits are made for bf16.
         """
-        few = runtime.device.type == "cpu" and rows <= 2 and weights == "full"
+        on_cpu = runtime.device.type == "cpu"
+        self._in_c = on_cpu and record and cache == "full" and few_tokens.ready(runtime.dtype, weights)
+        few = on_cpu and rows <= 2 and weights == "full" and not self._in_c
         self.dtype = torch.float32 if few else runtime.dtype
         # Cast once, here; the layers' own casts then cost nothing.
         own = copy.deepcopy(model).to(device=runtime.device, dtype=self.dtype).eval()
@@ -108,10 +115,11 @@ class Engine:
         self.config = model.config
         self.rows = rows
         self._runtime = runtime
-        self._cache_tokens = cache_tokens
+        refuse(cache, runtime.device)
+        self._cache_tokens, self._cache_bits = cache_tokens, cache
         self._tokens_per_pass = tokens_per_pass or TOKENS_PER_PASS[runtime.device.type]
-        why_not = paged_kernel.trouble(runtime.device, self.dtype, self.config.head_size)
-        self._kernel = None if why_not else paged_kernel.mix
+        why_not = paged_kernel.trouble(runtime.device, self.dtype, self.config.head_size, cache)
+        self._kernel = None if why_not else paged_kernel.kernel_for(cache)
         if why_not and runtime.device.type == "cuda":
             warnings.warn(f"paged attention goes text by text, which is slow: {why_not}", stacklevel=2)
         self._block_tokens = block_tokens or (paged_kernel.BLOCK_TOKENS if self._kernel else BLOCK_TOKENS)
@@ -119,6 +127,7 @@ class Engine:
         self.guessed = self.right = 0  # tokens that were guessed, and those of them that were kept
         self._arrivals, self._record = 0, record and self._kernel is not None
         self._recorder: Recorder | None = None
+        self._few: FewTokens | None = None
         self._store: PagedCache | None = None  # made when it is known for how much, with the scheduler
         self._scheduler: Scheduler | None = None
 
@@ -273,8 +282,6 @@ class Engine:
         ids = [i for r, n in work for i in (*r.tokens[r.read : r.read + n], *r.guess)]
         if self._recorder and all(each.tokens == 1 and each.to_the_end for each in work):
             return [Place(request, 0) for request, _ in work], self._recorder.scores(spans, ids)
-        positions_1n, attend = self._store.attend(spans)
-        hidden_nw = self._forward(ids, positions_1n, attend)
         ends, places, read = list[int](), list[Place](), 0
         for each in work:
             read += each.tokens
@@ -282,6 +289,10 @@ class Engine:
                 places += places_of(each.request)
                 ends += range(read - 1, read + len(each.request.guess))
             read += len(each.request.guess)
+        if self._few and len(ids) <= few_tokens.TOKENS:
+            return places, self._few.scores(spans, ids, ends)
+        positions_1n, attend = self._store.attend(spans)
+        hidden_nw = self._forward(ids, positions_1n, attend)
         if len(ends) < len(ids):
             hidden_nw = hidden_nw[torch.tensor(ends, dtype=torch.long, device=hidden_nw.device)]
         return places, self._scores(hidden_nw)
@@ -363,7 +374,7 @@ class Engine:
 
     @property
     def cache_bytes(self) -> int:
-        """Memory of the keys and values."""
+        """Memory of the keys and values, and of their scales where they are rounded."""
         return self._store.bytes if self._store else 0
 
     @property
@@ -418,13 +429,21 @@ class Engine:
             pool = self._scheduler.pool
             if not self.idle or (pool.lane_blocks >= lane and pool.blocks >= lanes * lane):
                 return
-        self._store = self._scheduler = self._recorder = (
-            None  # first the old one goes, then the new one comes
-        )
+        # First the old one goes, then the new one comes.
+        self._store = self._scheduler = self._recorder = self._few = None
         self._store = PagedCache(
-            self.config, lanes * lane, size, lane, self.dtype, self._runtime.device, self._kernel
+            self.config,
+            lanes * lane,
+            size,
+            lane,
+            self.dtype,
+            self._runtime.device,
+            self._kernel,
+            self._cache_bits,
         )
         self._scheduler = Scheduler(BlockPool(lanes * lane, size, lane), self.rows, self._tokens_per_pass)
+        if self._in_c and self._kernel is None:
+            self._few = FewTokens(self.model, self._store)
         if self._record:
             step = compiled(self._step) if self._runtime.compile else self._step
             self._recorder = Recorder(step, self._store, self.rows, context, cuda_graph)

@@ -15,6 +15,7 @@ from pilgrim.core.errors import CheckpointError, DataError
 from pilgrim.core.files import read_json, sha256_file
 from pilgrim.core.runtime import Runtime
 from pilgrim.core.stages import TRAINED
+from pilgrim.infer.cache_bits import CacheBits
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.quantized import Weights
 from pilgrim.model.config import ModelConfig
@@ -88,6 +89,7 @@ def load_engine(
     record: bool = False,
     lookup: bool = False,
     weights: Weights = "full",
+    cache: CacheBits = "full",
 ) -> Engine:
     """An engine for a stage's newest model, or that of `step`; the others as for
     `Engine`.
@@ -100,4 +102,4 @@ def load_engine(
             f"{stage_folder}: the model has {model.config.vocab_size} tokens, but the tokenizer "
             f"{tokenizer.vocab_size}; use the tokenizer of the same run"
         )
-    return Engine(model, runtime, rows, record=record, lookup=lookup, weights=weights)
+    return Engine(model, runtime, rows, record=record, lookup=lookup, weights=weights, cache=cache)

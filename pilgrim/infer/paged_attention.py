@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pilgrim.infer.cache_bits import Stored
+
 QUERIES = 256  # of a text in one piece
 FEWEST_IN_LANES = 3  # texts; fewer are done sooner one by one
 LANES_FOR_A_TEXT = 2  # at most; where more lanes lie idle in between, texts are done one by one
@@ -57,7 +59,7 @@ class Alone(NamedTuple):
     bias: Tensor | None  # [queries, slots], added to the scores; None: everything is seen, or
     causal: bool  # the first query sees the first key, and each query one more than the one before
 
-    def mix(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def mix(self, q: Tensor, keys: Stored, values: Stored) -> Tensor:
         """Attention [1, h, queries, d]."""
         k, v = (x[:, self.slots][None] for x in (keys, values))
         return _fused(q[:, :, self.queries], k, v, self.bias, self.causal)
@@ -72,7 +74,7 @@ class InLanes(NamedTuple):
     bias: Tensor  # [r, 1, 1, slots]
     lanes_n: Tensor  # for each of the queries, in their order, which of these lanes is its own
 
-    def mix(self, q: Tensor, keys: Tensor, values: Tensor, lane_tokens: int) -> Tensor:
+    def mix(self, q: Tensor, keys: Stored, values: Stored, lane_tokens: int) -> Tensor:
         """Attention [1, h, queries, d]."""
         k, v = (
             x.unflatten(1, (-1, lane_tokens))[:, self.lanes, self.slots].transpose(0, 1)
@@ -98,7 +100,7 @@ class Plan:
         first = writing if self._lanes else 0
         self._alone = list(_pieces(spans[first:], first, window, store))
 
-    def mix(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def mix(self, q: Tensor, keys: Stored, values: Stored) -> Tensor:
         """Attention [1, h, n, d] over one layer's store, [g, slots, d] each."""
         mixed = [piece.mix(q, keys, values) for piece in self._alone]
         if self._lanes:

@@ -9,9 +9,13 @@ go through it together, nothing is padded or copied, and windows are skipped ove
 together wrongly where blocks are paged (pytorch/pytorch issue 194167), and how many there are would depend on
 the longest text of the batch, and with that the rounding of all the others.
 
+It reads halves. For a cache in 8 bits there is a kernel of our own instead (rounded_kernel.py), which is told
+the same and divides nothing either.
+
 Shapes: b texts, n new tokens of all of them, h heads, g key/value heads, d head size.
 """
 
+import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pilgrim.infer.cache_bits import CacheBits, Rounded, Stored
 from pilgrim.infer.paged_attention import Span
 
 BLOCK_TOKENS = 256  # FlashAttention 2 wants a multiple of it ("Paged KV cache block size")
@@ -36,12 +41,12 @@ class Layout(NamedTuple):
     longest_key: int
 
 
-# (queries, one layer's keys and values, layout, window, block_tokens) -> what they mix to
-Mix = Callable[[Tensor, Tensor, Tensor, Layout, int | None, int], Tensor]
+# Both kernels: (queries, one layer's keys and values, layout, window, block_tokens) -> what they mix to
+Mix = Callable[[Tensor, Stored, Stored, Layout, int | None, int], Tensor]
 
 
-def trouble(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
-    """What keeps the kernel from being used, as a clause; None if nothing does."""
+def trouble(device: torch.device, dtype: torch.dtype, head_size: int, bits: CacheBits = "full") -> str | None:
+    """What keeps `kernel_for(bits)` from being used, as a clause; None if nothing does."""
     if device.type != "cuda" or torch.version.hip is not None:
         return "it needs an NVIDIA GPU"
     if dtype not in (torch.bfloat16, torch.float16):
@@ -50,11 +55,19 @@ def trouble(device: torch.device, dtype: torch.dtype, head_size: int) -> str | N
         return "it needs compute capability 8.0"
     if head_size % 8 or head_size > LARGEST_HEAD:
         return f"heads of {head_size} are no multiple of 8 up to {LARGEST_HEAD}"
+    if bits != "full":
+        found = importlib.util.find_spec("triton") is not None
+        return None if found else "triton is not installed, in which the kernel for 8 bits is written"
     from torch.nn.attention.varlen import varlen_attn
 
     if not {"block_table", "num_splits"} <= inspect.signature(varlen_attn).parameters.keys():
         return f"torch {torch.__version__} has no paged varlen_attn; 2.13 has"
     return None
+
+
+def kernel_for(bits: CacheBits) -> Mix:
+    """What computes attention over a cache of these bits."""
+    return mix if bits == "full" else mix_rounded
 
 
 def layout_of(spans: Sequence[Span], device: torch.device) -> Layout:
@@ -72,10 +85,11 @@ def layout_of(spans: Sequence[Span], device: torch.device) -> Layout:
     )
 
 
-def mix(q: Tensor, keys: Tensor, values: Tensor, layout: Layout, window: int | None, block: int) -> Tensor:
+def mix(q: Tensor, keys: Stored, values: Stored, layout: Layout, window: int | None, block: int) -> Tensor:
     """Attention [1, h, n, d] of `q` over a layer's store, [slots, g, d] each, in blocks of `block` slots."""
     from torch.nn.attention.varlen import varlen_attn  # costs a second to import, and only GPUs want it
 
+    assert isinstance(keys, Tensor) and isinstance(values, Tensor)
     k, v = (x.unflatten(0, (-1, block)) for x in (keys, values))
     mixed: Any = varlen_attn(
         q[0].transpose(0, 1),
@@ -96,24 +110,32 @@ def mix(q: Tensor, keys: Tensor, values: Tensor, layout: Layout, window: int | N
     return out
 
 
-def reference(
-    q: Tensor, keys: Tensor, values: Tensor, layout: Layout, window: int | None, block: int
+def mix_rounded(
+    q: Tensor, keys: Stored, values: Stored, layout: Layout, window: int | None, block: int
 ) -> Tensor:
-    """The slow twin of `mix`: the formula, in fp32, text by text."""
-    mixed = []
+    """The same over a store in 8 bits, by a kernel of our own: FlashAttention's wants full numbers."""
+    from pilgrim.infer import rounded_kernel  # triton comes with torch's builds for CUDA only
+
+    assert isinstance(keys, Rounded) and isinstance(values, Rounded)
+    return rounded_kernel.mix(q, keys, values, layout, window, block)
+
+
+def reference(
+    q: Tensor, keys: Stored, values: Stored, layout: Layout, window: int | None, block: int
+) -> Tensor:
+    """The slow twin of both: the formula, in fp32 or more, text by text."""
+    mixed, wide = [], torch.promote_types(q.dtype, torch.float32)
     for text, (begin, end) in enumerate(
         zip(layout.queries[:-1].tolist(), layout.queries[1:].tolist(), strict=True)
     ):
         stored = int(layout.stored[text])
         slots = (layout.table[text].long()[:, None] * block + torch.arange(block, device=q.device)).flatten()
-        groups = q.shape[1] // keys.shape[1]
-        k, v = (
-            x[slots[:stored]].float().repeat_interleave(groups, 1).transpose(0, 1) for x in (keys, values)
-        )
+        k, v = (x[slots[:stored]].to(wide) for x in (keys, values))
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1).transpose(0, 1) for x in (k, v))
         query = torch.arange(stored - (end - begin), stored, device=q.device)[:, None]
         key = torch.arange(stored, device=q.device)
         hidden = (key > query) | (key <= query - (stored if window is None else window))
-        scores = q[0, :, begin:end].float() @ k.mT * q.shape[3] ** -0.5
+        scores = q[0, :, begin:end].to(wide) @ k.mT * q.shape[3] ** -0.5
         mixed.append(scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v)
     return torch.cat(mixed, 1)[None].to(q.dtype)
 

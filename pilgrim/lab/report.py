@@ -69,7 +69,7 @@ def render(run_folder: Path) -> str:
         "total_s": total_seconds(stages),
         "strip": sections.strip(stages),
         "stations": sections.stations(stages),
-        "charts": [(chart, charts.in_words(chart, stages)) for chart in charts.CHARTS],
+        "charts": [(chart, charts.in_words(chart, stages)) for chart in charts.charts_of(stages)],
         "faults": faults.told(stages),
         "arrivals": sections.arrivals(stages),
         "task_charts": task_charts,

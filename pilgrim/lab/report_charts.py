@@ -39,6 +39,7 @@ class Chart:
     series: tuple[Series, ...]
     log: bool = False  # offers a logarithmic scale
     from_zero: bool = False
+    stage: str | None = None  # the only one that it is about: without it, it is left out
 
 
 CHARTS = (
@@ -73,6 +74,7 @@ CHARTS = (
             Series("smoothed", "metrics", "margin", "line", smoothed=True),
             Series("held-out", "evals", "pair_margin", "points"),
         ),
+        stage="dpo",
     ),
     Chart(
         "pair_accuracy",
@@ -83,6 +85,7 @@ CHARTS = (
             Series("held-out", "evals", "pair_accuracy", "points"),
         ),
         from_zero=True,
+        stage="dpo",
     ),
     Chart(
         "learning_rate",
@@ -108,12 +111,18 @@ CHARTS = (
 )
 
 
+def charts_of(stages: Sequence[Stage]) -> list[Chart]:
+    """Those that a run with these stages can have something to show in."""
+    trained = {stage.name for stage in stages if stage.trained}
+    return [chart for chart in CHARTS if chart.stage is None or chart.stage in trained]
+
+
 def payload(stages: Sequence[Stage], notes: list[str]) -> dict[str, Any]:
     """Everything the page's script draws. Adds to `notes` what the curves leave out."""
     trained = [stage for stage in stages if stage.trained]
     thinned, not_finite = 0, 0
     charts: list[dict[str, Any]] = []
-    for chart in CHARTS:
+    for chart in charts_of(stages):
         drawn: list[dict[str, Any]] = []
         for index, stage in enumerate(trained):
             for series in chart.series:

@@ -59,7 +59,7 @@ def read_of_each(stages: Sequence[Stage]) -> list[tuple[str, list[tuple[str, str
                     epochs[name] = epoch
         total = sum(tokens.values())
         rows = [
-            (plain(name), compact(count), percent(count / total), number(epochs.get(name), 1))
+            (plain(name), compact(count), percent(count / total), number(epochs.get(name), 2))
             for name, count in tokens.items()
             if total
         ]

@@ -22,6 +22,7 @@ from pilgrim.core.checkpoint import CheckpointStore
 from pilgrim.core.errors import PilgrimError
 from pilgrim.core.runtime import Runtime
 from pilgrim.core.stages import CHAT, TRAINED
+from pilgrim.infer.cache_bits import CacheBits
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.load import load_engine, load_tokenizer
 from pilgrim.infer.quantized import Weights
@@ -85,14 +86,17 @@ class Models:
         waiting: int = 256,
         kept: int = 2,
         weights: Weights = "full",
+        cache: CacheBits = "full",
     ) -> None:
         """`runs`: folders by name. Of each model `rows` replies are written together, and `waiting` wait.
-        `kept`: models in memory. `weights`: in how many bits (infer/quantized.py).
+        `kept`: models in memory. `weights`: in how many bits (infer/quantized.py); `cache`: keys and
+        values alike (infer/cache_bits.py).
         """
         self.runs = dict(runs)
         self.metrics = Metrics(lambda: self.loaded)
         self._runtime = runtime
-        self._rows, self._waiting, self._kept, self._weights = rows, waiting, kept, weights
+        self._rows, self._waiting, self._kept = rows, waiting, kept
+        self._weights, self._cache = weights, cache
         self._loaded: dict[Entry, Loaded] = {}  # the one that was used last at the end
         self._loading = asyncio.Lock()
         self._stopped = False
@@ -183,6 +187,7 @@ class Models:
             record=True,  # it lives long
             lookup=True,
             weights=self._weights,
+            cache=self._cache,
         )
 
     def _make_room(self) -> None:

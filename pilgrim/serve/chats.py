@@ -11,11 +11,11 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from pilgrim.serve.allowed import grammar_of, never_drawn, tools_of
-from pilgrim.serve.asked import AskedChat, ChatMessage, read_body
+from pilgrim.serve.asked import AskedChat, ChatMessage
 from pilgrim.serve.catalog import Loaded
 from pilgrim.serve.driver import Job
 from pilgrim.serve.refusals import Refusal, blamed_on
-from pilgrim.serve.replies import Exchange, Json, Reply, answer, too_long
+from pilgrim.serve.replies import Exchange, Json, Reply, served, too_long
 from pilgrim.serve.settings import Office
 from pilgrim.serve.writing import Piece, Ran, Told, Writer
 from pilgrim.text.calls import Call
@@ -25,11 +25,7 @@ from pilgrim.text.tokenizer import Tokenizer
 
 async def chat(request: Request, office: Office) -> Response:
     """Raises Refusal."""
-    settings = office.settings
-    asked = await read_body(request, AskedChat, settings.max_body_bytes, settings.stall_s)
-    async with office.models.borrowed(asked.model) as model:
-        exchange = await begin(asked, model)
-    return await answer(request, office, exchange)
+    return await served(request, office, AskedChat, begin)
 
 
 async def begin(asked: AskedChat, model: Loaded) -> Exchange:

@@ -14,13 +14,14 @@ from functools import partial
 from fastapi import Request
 from fastapi.responses import Response
 
+from pilgrim.core.errors import PilgrimError
 from pilgrim.infer.sampling import TokenScores
-from pilgrim.serve.asked import AskedCompletion, read_body
+from pilgrim.serve.asked import AskedCompletion
 from pilgrim.serve.catalog import Loaded
 from pilgrim.serve.driver import Job
 from pilgrim.serve.echo import prompt_scores
 from pilgrim.serve.refusals import Refusal, blamed_on
-from pilgrim.serve.replies import Exchange, Json, Reply, answer, spelled, too_long
+from pilgrim.serve.replies import Exchange, Json, Reply, served, spelled, too_long
 from pilgrim.serve.settings import Office
 from pilgrim.serve.writing import Piece, Told, Writer
 from pilgrim.text.tokenizer import StreamDecoder, Tokenizer
@@ -39,11 +40,7 @@ class Prompt:
 
 async def complete(request: Request, office: Office) -> Response:
     """Raises Refusal."""
-    settings = office.settings
-    asked = await read_body(request, AskedCompletion, settings.max_body_bytes, settings.stall_s)
-    async with office.models.borrowed(asked.model) as model:
-        exchange = await _begin(asked, model)
-    return await answer(request, office, exchange)
+    return await served(request, office, AskedCompletion, _begin)
 
 
 async def _begin(asked: AskedCompletion, model: Loaded) -> Exchange:
@@ -133,10 +130,11 @@ async def _echoes(asked: AskedCompletion, model: Loaded, prompts: Sequence[Promp
         if asked.echo:
             scores: Sequence[TokenScores | None] = [None] * len(prompt.ids)
             if asked.logprobs is not None:
-                with blamed_on(None):
-                    scores = await model.driver.between_steps(
-                        partial(prompt_scores, model.engine, prompt.ids, asked.logprobs)
-                    )
+                work = partial(prompt_scores, model.engine, prompt.ids, asked.logprobs)
+                try:
+                    scores = await model.driver.between_steps(work)
+                except PilgrimError as error:
+                    raise Refusal(str(error), status=500) from error  # spoiled weights are no client's fault
             echo = Echo(prompt.text, _told(prompt, scores, model.tokenizer))
         found += [echo] * asked.choices
     return found

@@ -21,6 +21,7 @@ from typing import Any
 from pilgrim.core.errors import SettingsError
 from pilgrim.core.runtime import Runtime
 from pilgrim.core.stages import CHAT
+from pilgrim.infer.cache_bits import CacheBits
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.load import load_engine, load_tokenizer, newest_stage
 from pilgrim.infer.quantized import Weights
@@ -192,6 +193,7 @@ def open_conversation(
     system: str | None = None,
     python: bool = False,
     weights: Weights = "full",
+    cache: CacheBits = "full",
 ) -> tuple[Conversation, str]:
     """A conversation with the last trained stage of a run, and that stage's name.
 
@@ -208,7 +210,15 @@ def open_conversation(
             )
     tools = ToolUse(tokenizer, tools_with_python()) if python else None
     engine = load_engine(
-        run_folder / stage, tokenizer, runtime, rows=1, on_damage=on_damage, lookup=True, weights=weights
+        run_folder / stage,
+        tokenizer,
+        runtime,
+        rows=1,
+        on_damage=on_damage,
+        record=True,
+        lookup=True,
+        weights=weights,
+        cache=cache,
     )
     kind = Conversation if stage in CHAT else Continuation
     return kind(engine, tokenizer, system, tools), stage

@@ -28,9 +28,10 @@ from typing import Any
 
 from pilgrim.core.errors import DataError, PilgrimError
 
-FORMAT = 1  # of the file, and of an exported one
+FORMAT = 1  # of an exported file
 LONGEST_TITLE = 80  # characters
 LONGEST_MESSAGE = 1_000_000  # characters
+DEEPEST = 50  # lists and objects within each other: pydantic, which sends them, gives up at some 250
 SNIPPET = 60  # characters on each side of what was searched for
 
 SCHEMA = """
@@ -257,6 +258,8 @@ class Chats:
         """A connection in one transaction: what is done within is done wholly or not at all."""
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+            if not self.file.exists():
+                self.file.touch(mode=0o600)  # other people of this machine can't read what was said
             db = sqlite3.connect(self.file, timeout=10)
         except (OSError, sqlite3.Error) as error:
             raise PilgrimError(
@@ -315,14 +318,23 @@ def _refuse_bad_calls(calls: Any) -> None:
 
 
 def _json(value: Any) -> str:
-    """Raises what `_open` explains for half a character, and DataError for a number that JSON lacks.
+    """Raises DataError for a number that JSON lacks and for what is nested too deeply.
 
-    Else what was kept could never be sent again, and the list of all chats with it.
+    Else what was kept could never be sent again, and the list of all chats with it. (Half a character is
+    found when it is written, and explained by `_open`.)
     """
+    if _deeper_than(DEEPEST, value):
+        raise DataError(f"a value is nested more than {DEEPEST} deep, which can't be sent again; take it out")
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise DataError("a number is infinite or none at all, which can't be kept; take it out") from error
+
+
+def _deeper_than(levels: int, value: Any) -> bool:
+    """Whether lists and objects stand in each other more often than that."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_deeper_than(levels - 1, part) for part in parts)
 
 
 def _chat(row: sqlite3.Row) -> dict[str, Any]:

@@ -15,16 +15,16 @@ foreign one is refused. Bodies are read and limited like those of /v1 (asked.py)
 ours, whatever a model writes.
 """
 
-import asyncio
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from asyncio import to_thread
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from pydantic import Field, RootModel
 
@@ -45,7 +45,6 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
-T = TypeVar("T")
 Number = Annotated[int, InPath(ge=1, le=2**53)]
 
 
@@ -97,81 +96,78 @@ def add_page(app: FastAPI, settings: ServeSettings) -> None:
     app.mount("/page", _Files(directory=PAGE), name="page")
 
 
+class _OwnRoute(APIRoute):
+    """A path for our own page: others are refused before their bodies are read; what goes wrong is told."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def told(request: Request) -> Response:
+            _refuse_foreign(request)
+            try:
+                return await handler(request)
+            except NoSuchChat as error:
+                raise Refusal(str(error), status=404) from error
+            except DataError as error:
+                raise Refusal(str(error)) from error
+            except PilgrimError as error:  # the disk is full, the file is spoiled
+                raise Refusal(str(error), status=500) from error
+
+        return told
+
+
 def _chat_routes(settings: ServeSettings) -> APIRouter:
-    router = APIRouter(prefix="/api", include_in_schema=False)
     chats = Chats(settings.chats) if settings.chats else None
     limits = settings.max_body_bytes, settings.stall_s
+    router = APIRouter(prefix="/api", include_in_schema=False, route_class=_OwnRoute)
 
-    def kept(request: Request) -> Chats:
-        """The chats, for a request that comes from our own page, or from no page."""
-        _refuse_foreign(request)
+    def kept() -> Chats:
         if chats is None:
             raise Refusal("this server keeps no chats; start it without --no-chats", status=404)
         return chats
 
     @router.get("/chats")
-    async def listed(
-        request: Request, search: Annotated[str, Query(max_length=1000)] = ""
-    ) -> list[dict[str, Any]]:
-        store = kept(request)
-        return await _done(lambda: store.listed(search))
+    async def listed(search: Annotated[str, Query(max_length=1000)] = "") -> list[dict[str, Any]]:
+        store = kept()
+        return await to_thread(lambda: store.listed(search))
 
     @router.post("/chats", status_code=201)
     async def new(request: Request) -> dict[str, Any]:
-        store, body = kept(request), await read_body(request, NewChat, *limits)
-        return await _done(lambda: store.new(body.title, body.settings))
+        store, body = kept(), await read_body(request, NewChat, *limits)
+        return await to_thread(lambda: store.new(body.title, body.settings))
 
     @router.get("/chats/{chat}")
-    async def read(request: Request, chat: Number) -> dict[str, Any]:
-        store = kept(request)
-        return await _done(lambda: store.read(chat))
+    async def read(chat: Number) -> dict[str, Any]:
+        store = kept()
+        return await to_thread(lambda: store.read(chat))
 
     @router.patch("/chats/{chat}")
     async def change(request: Request, chat: Number) -> dict[str, Any]:
-        store, body = kept(request), await read_body(request, ChatChanges, *limits)
-        return await _done(lambda: store.change(chat, body.model_dump(exclude_none=True)))
+        store, body = kept(), await read_body(request, ChatChanges, *limits)
+        return await to_thread(lambda: store.change(chat, body.model_dump(exclude_none=True)))
 
     @router.delete("/chats/{chat}", status_code=204)
-    async def delete(request: Request, chat: Number) -> None:
-        store = kept(request)
-        await _done(lambda: store.delete(chat))
+    async def delete(chat: Number) -> None:
+        store = kept()
+        await to_thread(lambda: store.delete(chat))
 
     @router.post("/chats/{chat}/messages", status_code=201)
     async def add(request: Request, chat: Number) -> dict[str, Any]:
-        store, said = kept(request), await read_body(request, Said, *limits)
+        store, said = kept(), await read_body(request, Said, *limits)
         message = NewMessage(said.role, said.content, said.parent, said.about)
-        return await _done(lambda: store.add(chat, message))
+        return await to_thread(lambda: store.add(chat, message))
 
     @router.get("/export")
-    async def export(request: Request, rows: bool = False) -> Response:
-        store = kept(request)
-        return await _done(lambda: _rows_of(store) if rows else _all_of(store))
+    async def export(rows: bool = False) -> Response:
+        store = kept()
+        return await to_thread(lambda: _rows_of(store) if rows else _all_of(store))
 
     @router.post("/import")
     async def take_in(request: Request) -> dict[str, int]:
-        store, body = kept(request), await read_body(request, Exported, *limits)
-        return {"chats": await _done(lambda: store.imported(body.root))}
+        store, body = kept(), await read_body(request, Exported, *limits)
+        return {"chats": await to_thread(lambda: store.imported(body.root))}
 
     return router
-
-
-async def _done(work: Callable[[], T]) -> T:
-    """What `work` returns, beside the event loop: the disk may be slow, and replies are streaming."""
-    with _told():
-        return await asyncio.to_thread(work)
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """What goes wrong with the chats, as the server says such things."""
-    try:
-        yield
-    except NoSuchChat as error:
-        raise Refusal(str(error), status=404) from error
-    except DataError as error:
-        raise Refusal(str(error)) from error
-    except PilgrimError as error:  # the disk is full, the file is spoiled
-        raise Refusal(str(error), status=500) from error
 
 
 def _refuse_foreign(request: Request) -> None:

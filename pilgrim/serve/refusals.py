@@ -83,6 +83,8 @@ def of_invalid(error: ValidationError) -> Refusal:
     if found["type"] == "json_invalid":
         return Refusal(f"the body is no JSON: {found['msg'].removeprefix('Invalid JSON: ')}; send an object")
     place = _place(found["loc"])
+    if found["type"] == "extra_forbidden":  # the client's own word, which may look like a branch of a union
+        place = ".".join(filter(None, [_place(found["loc"][:-1]), str(found["loc"][-1])[:LONGEST_QUOTE]]))
     if not place:
         return Refusal(f"the body must be a JSON object: {found['msg']}")
     if found["type"] == "extra_forbidden":

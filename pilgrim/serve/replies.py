@@ -6,15 +6,16 @@ go into the same envelope. What differs between the two endpoints is how a choic
 """
 
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from pilgrim.serve.asked import Asked
+from pilgrim.serve.asked import Asked, read_body
+from pilgrim.serve.catalog import Loaded
 from pilgrim.serve.driver import Ticket
 from pilgrim.serve.events import EventStream, unless_gone
 from pilgrim.serve.refusals import Refusal
@@ -24,6 +25,7 @@ from pilgrim.text.calls import Call
 from pilgrim.text.tokenizer import Tokenizer
 
 Json = dict[str, Any]
+A = TypeVar("A", bound=Asked)
 
 
 @dataclass
@@ -108,6 +110,17 @@ class Exchange:
     def close(self) -> None:
         if self.ticket:
             self.ticket.close()
+
+
+async def served(
+    request: Request, office: Office, kind: type[A], begin: Callable[[A, Loaded], Awaitable[Exchange]]
+) -> Response:
+    """The answer to a body of this `kind`, of which `begin` hands the jobs to the model. Raises Refusal."""
+    settings = office.settings
+    asked = await read_body(request, kind, settings.max_body_bytes, settings.stall_s)
+    async with office.models.borrowed(asked.model) as model:
+        exchange = await begin(asked, model)
+    return await answer(request, office, exchange)
 
 
 async def answer(

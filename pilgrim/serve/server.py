@@ -189,7 +189,7 @@ def bound(settings: ServeSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last of a name that no host can have
         raise PilgrimError(
             f"{settings.host}:{settings.port} can't be listened at ({error}); give another --host or --port"
         ) from error

@@ -2,13 +2,16 @@
 
 import json
 import secrets
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pilgrim.core.errors import PilgrimError
 from pilgrim.core.files import explained
 from pilgrim.serve.catalog import Models
+from pilgrim.serve.refusals import Refusal
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -46,8 +49,16 @@ class Office:
     settings: ServeSettings
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Keeps what was said, if that was asked for: a line of JSON."""
+        """Keeps what was said, if that was asked for: a line of JSON. Raises Refusal if it can't be kept."""
         file = self.settings.log_chats
-        if file is not None:
+        if file is None:
+            return
+        try:
             with explained("written", file), file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except PilgrimError as error:
+            print(error, file=sys.stderr)  # with its path, which is no client's business
+            what = (
+                "what was said could not be written down, as --log-chats asks; the server's terminal says why"
+            )
+            raise Refusal(what, status=500) from error

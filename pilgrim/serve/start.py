@@ -1,5 +1,6 @@
 """From what a person typed to a server: which runs, which key, what to compute with."""
 
+import math
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ from pilgrim.core.errors import PilgrimError, SettingsError
 from pilgrim.core.files import explained
 from pilgrim.core.runtime import RuntimeSettings
 from pilgrim.core.runtime import start as start_runtime
+from pilgrim.infer.cache_bits import CacheBits, refuse
 from pilgrim.infer.load import newest_stage
 from pilgrim.infer.quantized import Weights
 from pilgrim.serve.catalog import Models
@@ -26,12 +28,15 @@ def start(
     waiting: int,
     kept: int,
     weights: Weights,
+    cache: CacheBits,
     max_body_mb: float,
     log_chats: Path | None,
     chats: Path | None,
     say: Callable[[str], None],
 ) -> None:
     """Serves these runs until it is stopped; see `pilgrim serve --help`. Raises PilgrimError."""
+    if not math.isfinite(max_body_mb):
+        raise SettingsError(f"--max-body-mb {max_body_mb}: is no size; give a number of MB, such as 4")
     runs = by_name(folders)
     for folder in folders:
         newest_stage(folder)  # raises if it has no model at all
@@ -45,12 +50,14 @@ def start(
     )
     if log_chats is not None:
         with explained("written", log_chats):
+            log_chats.touch(mode=0o600)  # a new one: for nobody else on this machine to read
             log_chats.open("a").close()
     if not settings.local and settings.api_key is None:
         settings = settings.with_key(secrets.token_urlsafe(24))
         say(f"API key, made up for this server and not shown again: {settings.api_key}")
     runtime = start_runtime(RuntimeSettings(), seed=0)  # requests have seeds of their own
-    serve(Models(runs, runtime, rows, waiting, kept, weights), settings, say)
+    refuse(cache, runtime.device)  # now, rather than when a model is first asked for
+    serve(Models(runs, runtime, rows, waiting, kept, weights, cache), settings, say)
 
 
 def by_name(folders: Sequence[Path]) -> dict[str, Path]:

@@ -18,6 +18,7 @@ from pilgrim.core.config import build
 from pilgrim.core.errors import PilgrimError, SettingsError
 from pilgrim.core.files import write_atomic
 from pilgrim.core.runtime import Runtime, RuntimeSettings, start
+from pilgrim.infer.cache_bits import CacheBits
 from pilgrim.infer.quantized import Weights
 from pilgrim.infer.sampling import Sampling
 from pilgrim.serve.conversation import Continuation, Conversation, Facts, open_conversation
@@ -34,18 +35,19 @@ def chat(
     system: str | None = None,
     python: bool = False,
     weights: Weights = "full",
+    cache: CacheBits = "full",
     runtime: Runtime | None = None,
     screen: Screen | None = None,
 ) -> None:
     """Talk with the last trained stage of a run until the person leaves or the input ends.
 
-    With `python`, the model may run programs in the sandbox; `weights` as for `Engine`.
+    With `python`, the model may run programs in the sandbox; `weights` and `cache` as for `Engine`.
 
     Raises PilgrimError if the run has no model that can be used.
     """
     screen = screen or Screen.standard()
     conversation, stage = open_conversation(
-        run_folder, runtime or _runtime(sampling), screen.note, system, python, weights
+        run_folder, runtime or _runtime(sampling), screen.note, system, python, weights, cache
     )
     if isinstance(conversation, Continuation):
         screen.note(
@@ -62,12 +64,13 @@ def exchanges(
     system: str | None = None,
     python: bool = False,
     weights: Weights = "full",
+    cache: CacheBits = "full",
     runtime: Runtime | None = None,
 ) -> list[tuple[str, str]]:
     """Each prompt with the reply to it, fit to be printed; each begins a conversation of its own."""
     screen = Screen.standard()
     conversation, _ = open_conversation(
-        run_folder, runtime or _runtime(sampling), screen.note, system, python, weights
+        run_folder, runtime or _runtime(sampling), screen.note, system, python, weights, cache
     )
     answered = []
     for prompt in prompts:

@@ -8,7 +8,7 @@ A step of writing multiplies each weight with few numbers, so what limits it is 
 cache come from memory, the *roofline* (Williams et al. 2009). Honest is to count what must be read:
 
     bytes = the matrices that are multiplied, once for all texts    (of the embedding, only rows are read)
-          + the keys and values that each text's layers look at     (no more than a window)
+          + the keys and values that each text's layers look at     (no more than a window; as they are kept)
     share = bytes / bandwidth / time of a step
 
 The bandwidth is that of a large copy on this machine, now. A share above 1 is no mistake where the weights
@@ -34,6 +34,7 @@ from pilgrim.core.errors import PilgrimError
 from pilgrim.core.files import write_json_atomic
 from pilgrim.core.runtime import GB, Runtime
 from pilgrim.export.huggingface import export_weights
+from pilgrim.infer.cache_bits import CacheBits, bytes_per_vector
 from pilgrim.infer.engine import Engine
 from pilgrim.infer.load import load_model, newest_stage
 from pilgrim.infer.quantized import Weights, bits_per_weight
@@ -63,6 +64,7 @@ class Row:
     texts: int
     dtype: str
     weights: Weights
+    cache: CacheBits
     ours: Speed
     theirs: Speed | None
     bytes_per_step: int
@@ -78,6 +80,7 @@ def bench_infer(
     tokens: int = 32,
     rounds: int = 5,
     weights: Weights = "full",
+    cache: CacheBits = "full",
     console: Console | None = None,
 ) -> list[Row]:
     """Measure a run's newest model with prompts of `prompt` tokens (None: half its context); the rows also
@@ -99,7 +102,7 @@ def bench_infer(
         length = min(prompt or context // 2, context - tokens - 1)
         console.stage("bench", f"{stage}, prompts of {length} tokens, {tokens} written")
         rows = [
-            _measure(model, tokenizer, runtime, texts, length, tokens, rounds, weights, console)
+            _measure(model, tokenizer, runtime, texts, length, tokens, rounds, weights, cache, console)
             for texts in BATCHES
         ]
         (folder / "bench").mkdir(exist_ok=True)
@@ -113,14 +116,15 @@ def table(rows: Sequence[Row], length: int) -> list[str]:
     """For a person; times in milliseconds."""
     lines = [
         f"{'texts':>5} {'dtype':>8} {'first token':>12} {'step':>8} {'tokens/s':>9} {'of bandwidth':>12} "
-        f"{'weights':>9} {'cache':>9}   transformers' first token and step, and how many times ours"
+        f"{'weights':>9} {'cache':>9} {'in':>8}   transformers' first token and step, and how many times ours"
     ]
     for row in rows:
         form = row.dtype if row.weights == "full" else row.weights
+        kept = row.dtype if row.cache == "full" else row.cache
         line = (
             f"{row.texts:5} {form:>8} {row.ours.read_s * 1e3:9.1f} ms {row.ours.step_s * 1e3:5.2f} ms "
             f"{row.texts / row.ours.step_s:9,.0f} {row.bandwidth_share:12.0%} "
-            f"{row.weight_bytes / GB:6.3f} GB {row.cache_bytes / GB:6.3f} GB   "
+            f"{row.weight_bytes / GB:6.3f} GB {row.cache_bytes / GB:6.3f} GB {kept:>8}   "
         )
         if row.theirs:
             line += f"{row.theirs.read_s * 1e3:.1f} ms ({row.theirs.read_s / row.ours.read_s:.2f}), "
@@ -132,14 +136,19 @@ def table(rows: Sequence[Row], length: int) -> list[str]:
 
 
 def bytes_per_step(
-    config: ModelConfig, dtype: torch.dtype, texts: int, length: int, weights: Weights = "full"
+    config: ModelConfig,
+    dtype: torch.dtype,
+    texts: int,
+    length: int,
+    weights: Weights = "full",
+    cache: CacheBits = "full",
 ) -> int:
     """What has to be read to write a token for each of `texts` texts of `length` tokens."""
     multiplied = parameters(config).matrices + config.vocab_size * config.width
     looked_at = sum(min(length, window or length) for window in config.windows)
-    key_and_value = 2 * config.kv_heads * config.head_size
+    key_and_value = 2 * config.kv_heads * bytes_per_vector(config.head_size, cache, dtype)
     of_weights = multiplied * bits_per_weight(weights, dtype) // 8
-    return of_weights + texts * looked_at * key_and_value * dtype.itemsize
+    return of_weights + texts * looked_at * key_and_value
 
 
 def _measure(
@@ -151,9 +160,10 @@ def _measure(
     tokens: int,
     rounds: int,
     weights: Weights,
+    cache: CacheBits,
     console: Console,
 ) -> Row:
-    engine = Engine(model, runtime, rows=texts, record=True, weights=weights)
+    engine = Engine(model, runtime, rows=texts, record=True, weights=weights, cache=cache)
     draw = torch.Generator().manual_seed(texts)
 
     def prompts() -> list[list[int]]:  # new ones each time, or their beginnings would be in the cache
@@ -171,12 +181,13 @@ def _measure(
         _medians(speeds[1:]) if speeds else None for speeds in measured.values()
     )  # first: warming up
     assert ours is not None
-    needed = bytes_per_step(model.config, engine.dtype, texts, length + tokens // 2, weights)
+    needed = bytes_per_step(model.config, engine.dtype, texts, length + tokens // 2, weights, cache)
     bandwidth = peaks.measured(runtime.device, engine.dtype).copy_bytes_per_s
     return Row(
         texts,
         str(engine.dtype).removeprefix("torch."),
         weights,
+        cache,
         ours,
         peer,
         needed,

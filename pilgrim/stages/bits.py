@@ -21,6 +21,7 @@ from pilgrim.data.loader import one_pass
 from pilgrim.data.shards import in_memory
 from pilgrim.data.sources import read_documents
 from pilgrim.evals.compression import as_json, bits, by_source
+from pilgrim.infer.cache_bits import CacheBits, refuse, rounded_cache
 from pilgrim.infer.load import load_model, newest_stage
 from pilgrim.infer.quantized import Weights, rounded
 from pilgrim.model.transformer import Transformer
@@ -58,11 +59,16 @@ class Sums:
 
 
 def evaluate_text(
-    folder: Path, files: Sequence[Path], console: Console | None = None, weights: Weights = "full"
+    folder: Path,
+    files: Sequence[Path],
+    console: Console | None = None,
+    weights: Weights = "full",
+    cache: CacheBits = "full",
 ) -> dict[str, Any]:
     """Measure a run's newest model on files and write `evaluate/text.json`; returns what is in it.
 
-    `weights`: rounded as replies of the same setting have them (infer/quantized.py).
+    `weights`: rounded as replies of the same setting have them (infer/quantized.py), and so with `cache` the
+    keys and values of every token (infer/cache_bits.py).
 
     Raises DataError for a file that can't be read or is empty, CheckpointError without a trained model.
     """
@@ -72,10 +78,11 @@ def evaluate_text(
         stage = newest_stage(folder)
         tokenizer, _ = run_tokenizer(journey)
         model = load_model(folder / stage, refuse_older(journey, stage))
-        model = rounded(model, weights).to(journey.runtime.device)
+        refuse(cache, journey.runtime.device)
+        model = rounded_cache(rounded(model, weights), cache).to(journey.runtime.device)
         found = {str(file): measured(journey, model, tokenizer, file) for file in files}
         dtype = str(journey.runtime.dtype).removeprefix("torch.")
-        result = {"stage": stage, "dtype": dtype, "weights": weights, "files": found}
+        result = {"stage": stage, "dtype": dtype, "weights": weights, "cache": cache, "files": found}
         out = journey.folder / "evaluate" / "text.json"
         journey.runtime.processes.by_first(lambda: write_json_atomic(out, result))
         for line in table(result):

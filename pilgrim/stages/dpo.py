@@ -11,6 +11,7 @@ before it, have changed since, they would be of something else: before the first
 anew, and after it the stage refuses to go on.
 """
 
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from pilgrim.data.shards import TokenSet, open_token_set, save_array, write_toke
 from pilgrim.data.sources import find
 from pilgrim.model.transformer import Transformer
 from pilgrim.stages.journey import Journey
+from pilgrim.stages.rows import rows_files
 from pilgrim.stages.shards import run_tokenizer
 from pilgrim.stages.training import Given, Made, Plan, train_stage, weights_of
 from pilgrim.train.preference import PreferenceSettings, preference_objective
@@ -61,7 +63,8 @@ def _made(journey: Journey, settings: PreferenceSettings, given: Given) -> Made:
     processes, context = journey.runtime.processes, journey.recipe.model_of("dpo").context
     folder = given.folder / "pairs"
     begun = processes.by_first(lambda: bool(CheckpointStore(given.folder / "checkpoints").steps()))
-    processes.by_first(lambda: write_pairs(journey, settings, folder, begun))
+    named = rows_files(journey, (*settings.pairs, *settings.pairs_val))
+    processes.by_first(lambda: write_pairs(journey, settings, folder, begun, named))
     tokenizer, digest = run_tokenizer(journey)
     sets = {name: open_token_set(folder, name, digest) for name in SETS}
     references = _references(journey, given, folder, sets, begun)
@@ -75,21 +78,23 @@ def _made(journey: Journey, settings: PreferenceSettings, given: Given) -> Made:
     return Made(rows, measures)
 
 
-def write_pairs(journey: Journey, settings: PreferenceSettings, folder: Path, begun: bool) -> None:
-    """Write the two token sets, unless they are there.
+def write_pairs(
+    journey: Journey, settings: PreferenceSettings, folder: Path, begun: bool, rows: Mapping[str, Path]
+) -> None:
+    """Write the two token sets, unless they are there. `rows` are the files of data sets, by "dataset:NAME".
 
     Raises DataError if no pair fits a row, ChangedRecipe if a stage that has `begun` would get other pairs.
     """
     tokenizer, digest = run_tokenizer(journey)
     context, file = journey.recipe.model_of("dpo").context, folder / "pairs.json"
-    files = {name: sha256_file(find(name)) for name in (*settings.pairs, *settings.pairs_val)}
+    paths = {name: rows.get(name) or find(name) for name in (*settings.pairs, *settings.pairs_val)}
     made_of = {
         "train": list(settings.pairs),
         "val": list(settings.pairs_val),
         "val_share": settings.val_share,
         "context": context,
         "tokenizer": digest,
-        "sha256": files,
+        "sha256": {name: sha256_file(path) for name, path in paths.items()},
     }
     before = read_json(file) if file.exists() else None
     if before == made_of:
@@ -99,7 +104,8 @@ def write_pairs(journey: Journey, settings: PreferenceSettings, folder: Path, be
             f"{file}: the stage has begun with other pairs than those that the recipe names now; put the "
             f"files back, or delete {folder.parent} to begin the stage anew"
         )
-    split = split_pairs(settings.pairs, settings.pairs_val, settings.val_share)
+    train, val = ([str(paths[name]) for name in names] for names in (settings.pairs, settings.pairs_val))
+    split = split_pairs(train, val, settings.val_share)
     if split.left_out:
         journey.console.say(
             f"{split.left_out} training pairs have a prompt of the held-out ones, and were left out"

@@ -2,7 +2,9 @@
 
 A run that is out of memory shows it hours after its start, when text has been tokenized. So the memory of
 a microbatch of one row is estimated (model/memory.py) and compared with the device's. What the estimate
-leaves out only adds to it: a recipe that is refused could not have been trained.
+leaves out only adds to it: a recipe that is refused could not have been trained. Left out are a teacher's
+weights, the model that rewards hold as a reference, and the engine's copy with its cache. How many rows go
+through a GPU at once is another question: it is measured when they are there (train/fit.py).
 """
 
 from dataclasses import dataclass

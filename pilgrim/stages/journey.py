@@ -273,7 +273,8 @@ def _data_files(recipe: Recipe) -> dict[str, Path]:
     names += data.conversations if "chat_train" in sets else ()
     names += data.conversations_val if recipe.chats else ()
     names += (*recipe.dpo.pairs, *recipe.dpo.pairs_val) if recipe.dpo else ()
-    used = {*sets, *(name.removeprefix(NAMED) for name in names if name.startswith(NAMED))}
+    named = (name.removeprefix(NAMED) for name in names if name.startswith(NAMED))
+    used = {*sets, *named, *recipe.rows_read()}
     found = {name: find(name) for name in names if not name.startswith(NAMED)}
     for name, settings in recipe.datasets.items():
         if name in used:

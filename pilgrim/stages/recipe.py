@@ -7,6 +7,7 @@ a run shows every number it was made with; it can be used as a recipe itself.
 
 import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,10 +17,18 @@ from pilgrim.core.config import Settings, apply_overrides, build, load_toml
 from pilgrim.core.runtime import RuntimeSettings
 from pilgrim.core.stages import TRAINED
 from pilgrim.data import mixture as mixtures
-from pilgrim.data.datasets import NAMED, DatasetSettings, unknown, wrongly_named
+from pilgrim.data.datasets import (
+    NAMED,
+    DatasetSettings,
+    unknown,
+    unmixable,
+    without_rows,
+    wrongly_named,
+)
 from pilgrim.data.mixture import Parts, PartSettings
 from pilgrim.data.sources import DataSettings
 from pilgrim.evals.core_tasks import TASKS
+from pilgrim.evals.rewards.problems import Kind
 from pilgrim.model.bigram import LARGEST_VOCABULARY
 from pilgrim.model.config import ModelSettings
 from pilgrim.model.count import parameters
@@ -32,6 +41,7 @@ from pilgrim.train.preference import PreferenceSettings
 from pilgrim.train.settings import TrainSettings
 
 T = TypeVar("T", bound=TrainSettings)
+ReadAs = Literal["pairs"] | Kind  # what rows of a data set are to `[dpo]`, or to a task of `[rl]`
 
 MIXED = ("midtrain", "sft")  # stages that train on a mixture
 OF_DATA = {"text": "train", "conversations": "chat_train"}  # names of what [data] has, and its token sets
@@ -134,14 +144,14 @@ class EvalSettings(Settings):
 
 class Recipe(Settings):
     """A journey from raw text to a chatbot. A table that is left out means its defaults; a missing
-    `[midtrain]`, `[sft]` or `[dpo]` means that the journey goes without that stage."""
+    `[midtrain]`, `[sft]`, `[dpo]` or `[rl]` means that the journey goes without that stage."""
 
     name: str = Field(description="the run's folder below runs/")
     seed: int = Field(1, ge=0, description="of all randomness")
     runtime: RuntimeSettings = RuntimeSettings()
     tokenizer: TokenizerSettings = TokenizerSettings()
     data: DataSettings = DataSettings()
-    datasets: dict[str, DatasetSettings] = Field({}, description="data sets for mixtures, by name")
+    datasets: dict[str, DatasetSettings] = Field({}, description="data sets, by name")
     model: ModelSettings = ModelSettings()
     optim: OptimSettings = OptimSettings()
     health: HealthSettings = HealthSettings()
@@ -213,6 +223,11 @@ class Recipe(Settings):
                 if name not in self.datasets and name not in OF_DATA:
                     known = (*self.datasets, *OF_DATA)
                     raise ValueError(f"{stage}.mixture names {name}, but {unknown(name, known)}")
+                if what := unmixable(name, self.datasets):
+                    raise ValueError(f"{stage}.mixture names {name}, but {what}")
+        for place, named, _ in self._rows_named():
+            if what := without_rows(named, self.datasets):
+                raise ValueError(f"{place} names {named}, but {what}")
         return self
 
     @model_validator(mode="after")
@@ -287,6 +302,25 @@ class Recipe(Settings):
         """The names of all token sets that the stages learn from; those of validation are not among them."""
         mixed = (token_set_of(name) for stage in MIXED for name in self.mixture_of(stage))
         return list(dict.fromkeys(["train", *mixed]))
+
+    def rows_read(self) -> dict[str, list[ReadAs]]:
+        """The data sets whose rows are read as they are, by name, and as what."""
+        found: dict[str, list[ReadAs]] = {}
+        for _, named, kind in self._rows_named():
+            kinds = found.setdefault(named.removeprefix(NAMED), [])
+            kinds += [kind] if kind not in kinds else []
+        return found
+
+    def _rows_named(self) -> Iterator[tuple[str, str, ReadAs]]:
+        """(which setting, "dataset:NAME", as what it is read) of those that `[dpo]` and `[rl]` name."""
+        named: list[tuple[str, str | None, ReadAs]] = []
+        if self.dpo:
+            named += [("dpo.pairs", name, "pairs") for name in self.dpo.pairs]
+            named += [("dpo.pairs_val", name, "pairs") for name in self.dpo.pairs_val]
+        for task_name, task in self.rl.tasks.items() if self.rl else ():
+            for key in ("prompts", "held_out"):
+                named.append((f"rl.tasks.{task_name}.{key}", getattr(task, key), task.kind))
+        return ((place, name, kind) for place, name, kind in named if name and name.startswith(NAMED))
 
     def _says(self, stage: str, what: str) -> str:
         """The setting that says which context or window a stage ends with."""

@@ -23,15 +23,24 @@ from pilgrim.core.files import explained, read_jsonl_zst, write_atomic
 from pilgrim.core.stages import TRAINED
 from pilgrim.data.datasets import NAMED, DatasetSettings, Kind, rows_of
 from pilgrim.data.sources import find
-from pilgrim.stages.recipe import MixedSettings, Recipe, load_recipe
+from pilgrim.stages.recipe import MixedSettings, ReadAs, Recipe, load_recipe
 
 SUFFIX = "-dry-run"
 MARK = "dry-run.toml"  # the small recipe, in the run's folder: what has it may be thrown away
 ROWS = 40  # of each file
 STAND_INS = 90  # so many times as many rows are in each bundled file
 STEPS, BATCH = 2, 8  # so that 8 processes have a row each
-PAIRS, PROBLEMS = "assets:preferences/heldout.jsonl.zst", "assets:rl/counting.jsonl.zst"
-DEPTH, WIDTH, CONTEXT, WINDOW, VOCABULARY = 2, 64, 128, 32, 512
+PROBLEMS = "assets:rl/counting.jsonl.zst"
+PAIRS = {"pairs": "assets:preferences/train.jsonl.zst", "pairs_val": "assets:preferences/heldout.jsonl.zst"}
+# Bundled rows of what a data set of kind "rows" is read as; there are some of gsm8k as well, which are made.
+AS_READ: dict[ReadAs, str] = {
+    "pairs": PAIRS["pairs"],
+    "counting": PROBLEMS,
+    "spelling": PROBLEMS,
+    "sentence": "assets:rl/sentences.jsonl.zst",
+}
+DEPTH, WIDTH, WINDOW, VOCABULARY = 2, 64, 32, 512
+CONTEXT, ROOMY = 128, 512  # tokens; the latter where a pair or a problem of somebody's must fit whole
 
 Tree = dict[str, Any]
 
@@ -57,7 +66,8 @@ def _shrink(tree: Tree, recipe: Recipe) -> str:
     """Makes network and stages of the tree small, and says so."""
     window = {"window": WINDOW} if recipe.model.window else {}
     as_it_is = {key: tree["model"][key] for key in ("tied", "softcap") if key in tree.get("model", {})}
-    tree["model"] = {"depth": DEPTH, "width": WIDTH, "context": CONTEXT, **window, **as_it_is}
+    context = min(ROOMY, recipe.model.context) if recipe.dpo or recipe.rl else CONTEXT
+    tree["model"] = {"depth": DEPTH, "width": WIDTH, "context": context, **window, **as_it_is}
     tree["tokenizer"] = {"vocab_size": min(VOCABULARY, recipe.tokenizer.vocab_size)}
     tree["runtime"] = {**tree.get("runtime", {}), "compile": "off"}
     stages = [name for name in TRAINED if recipe.training(name)]
@@ -71,7 +81,7 @@ def _shrink(tree: Tree, recipe: Recipe) -> str:
     if recipe.rl:
         tree["rl"] |= {"prompts": 2, "replies": 2, "reply_tokens": 8, "held_out_prompts": 2, "updates": 1}
     if recipe.midtrain and recipe.midtrain.context:
-        tree["midtrain"]["context"] = 2 * CONTEXT
+        tree["midtrain"]["context"] = 2 * context
     short = {"prompts": ["Once"], "questions": ["Hello!"], "sample_tokens": 4, "reply_tokens": 4}
     tree["eval"] = {**tree.get("eval", {}), **short, "watch_items": 4, "watch_full": False}
     return (
@@ -100,38 +110,81 @@ def _stand_in(tree: Tree, recipe: Recipe, folder: Path) -> list[str]:
                 said.append(f"data.{key}: {whose}")
     if recipe.data.val_share:
         of_data["val_share"] = max(0.2, recipe.data.val_share)  # some of a few dozen rows
+    as_read = recipe.rows_read()
     for name, settings in recipe.datasets.items():
         table = tree["datasets"][name]
         table["limit"] = min(ROWS, settings.limit or ROWS)
         if settings.files:
             kind = "text" if settings.kind == "spelling" else settings.kind
-            small, whose = _few_rows(settings.files, kind, folder / f"{name}.jsonl", settings.hub, len(said))
+            file = folder / f"{name}.jsonl"
+            small, whose = _few_rows(settings.files, kind, file, settings.hub, len(said), as_read.get(name))
             tree["datasets"][name] = {k: v for k, v in table.items() if k not in ("hub", "revision")}
             tree["datasets"][name]["files"] = [small]
             said.append(f"datasets.{name}: {whose}")
     if recipe.dpo:
-        tree["dpo"] |= {key: [PAIRS] for key in ("pairs", "pairs_val") if tree["dpo"].get(key)}
-        said.append(f"dpo: the bundled pairs ({PAIRS})")
+        for key, bundled in PAIRS.items():
+            names = tree["dpo"].get(key, ())
+            tree["dpo"] |= (
+                {key: [name if name.startswith(NAMED) else bundled for name in names]} if names else {}
+            )
+            said += [
+                f"dpo.{key}: {bundled} instead of {name}" for name in names if not name.startswith(NAMED)
+            ]
+        if recipe.dpo.val_share:
+            tree["dpo"]["val_share"] = max(0.5, recipe.dpo.val_share)
     for name, task in recipe.rl.tasks.items() if recipe.rl else ():
-        if not (task.prompts.startswith("assets:") or Path(task.prompts).expanduser().is_file()):
-            tree["rl"]["tasks"][name] = {"kind": "counting", "prompts": PROBLEMS, "tools": True}
-            said.append(f"rl.tasks.{name}: the bundled {PROBLEMS} instead of {task.prompts}")
+        of_task = tree["rl"]["tasks"][name]
+        missing = [
+            named for named in (task.prompts, task.held_out) if named and not _asks(named, task.kind, recipe)
+        ]
+        if missing:
+            of_task = {"kind": "counting", "prompts": PROBLEMS, "tools": True}
+            said.append(f"rl.tasks.{name}: the bundled {PROBLEMS} instead of {missing[0]}")
+        share = {} if of_task.get("held_out") else {"held_out_share": max(0.5, task.held_out_share)}
+        tree["rl"]["tasks"][name] = of_task | share
     return said
 
 
-def _few_rows(files: Sequence[str], kind: Kind, to: Path, hub: str | None, number: int) -> tuple[str, str]:
+def _asks(named: str, kind: ReadAs, recipe: Recipe) -> bool:
+    """Whether what a task names its problems by is here, or has stand-ins that can be asked."""
+    if not named.startswith(NAMED):
+        return _is_here(named)
+    name = named.removeprefix(NAMED)
+    settings = recipe.datasets[name]
+    if settings.kind != "rows" or (settings.hub is None and _is_here(settings.files[0])):
+        return True
+    return _stands_for(recipe.rows_read()[name]) == kind
+
+
+def _is_here(name: str) -> bool:
+    return name.startswith("assets:") or Path(name).expanduser().is_file()
+
+
+def _stands_for(kinds: Sequence[ReadAs]) -> ReadAs | None:
+    """As what rows can be made up that are read as `kinds`: the first of which there are some."""
+    return next((kind for kind in kinds if kind in AS_READ or kind == "gsm8k"), None)
+
+
+def _few_rows(
+    files: Sequence[str],
+    kind: Kind,
+    to: Path,
+    hub: str | None,
+    number: int,
+    as_read: Sequence[ReadAs] | None = None,
+) -> tuple[str, str]:
     """(a file with the first rows of the first of `files`, or others if that isn't here; which it has).
 
-    Made rows are others for every `number`.
+    Made rows are others for every `number`. `as_read` is as what rows are read that are taken as they are.
     """
     name = files[0]
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-    if hub is None and (name.startswith("assets:") or Path(name).expanduser().is_file()):
+    if hub is None and _is_here(name):
         settings = DatasetSettings(kind=kind, files=(name,))
-        rows = [row for _, row in islice(rows_of(find(name), name, settings), ROWS)]
+        rows = [row for _, row in islice(rows_of(find(name), name, settings, bool(as_read)), ROWS)]
         whose = f"the first {len(rows)} rows of {name}{more}"
     else:
-        rows = _stand_ins(kind, number)
+        rows = _stand_ins(kind, number, as_read or ())
         whose = f"{len(rows)} made rows, {kind}, instead of {name}{more}{f' of {hub}' if hub else ''}"
     with explained("written", to):
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -139,13 +192,16 @@ def _few_rows(files: Sequence[str], kind: Kind, to: Path, hub: str | None, numbe
     return str(to), whose
 
 
-def _stand_ins(kind: Kind, number: int) -> list[dict[str, Any]]:
+def _stand_ins(kind: Kind, number: int, as_read: Sequence[ReadAs]) -> list[dict[str, Any]]:
     """Rows of the shape of a kind: bundled ones, or sums.
 
     Those of another `number` are others: training documents that are validation's too would be left out.
     """
     first = number % STAND_INS * ROWS
     numbers = range(first, first + ROWS)
+    if kind == "rows" and (stands_for := _stands_for(as_read)) in AS_READ:
+        some = [row for _, row in read_jsonl_zst(find(AS_READ[stands_for]))]
+        return [some[n % len(some)] for n in numbers]
     if kind in ("text", "conversations"):
         bundled = find(f"assets:{kind}/train.jsonl.zst")
         return [row for _, row in islice(read_jsonl_zst(bundled), numbers.start, numbers.stop)]

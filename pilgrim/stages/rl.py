@@ -16,7 +16,8 @@ from pilgrim.model.transformer import Transformer
 from pilgrim.stages.journey import Journey
 from pilgrim.stages.rl_rounds import Rounds, Writer
 from pilgrim.stages.rl_settings import RlSettings
-from pilgrim.stages.rl_tasks import Posed, read_tasks
+from pilgrim.stages.rl_tasks import Posed, read_tasks, task_names
+from pilgrim.stages.rows import rows_files
 from pilgrim.stages.shards import run_tokenizer
 from pilgrim.stages.training import Plan, train_stage, weights_of
 from pilgrim.train.policy import policy_objective
@@ -35,7 +36,7 @@ def plan(journey: Journey) -> Plan:
     settings = recipe.rl
     assert settings is not None
     tokenizer, _ = run_tokenizer(journey)
-    tasks = read_tasks(settings, runtime)
+    tasks = read_tasks(settings, runtime, rows_files(journey, task_names(settings)))
     log = RunLog(journey.folder / "rl", journey.fence, runtime.processes.first)
     writer = Writer(settings, tokenizer, runtime, log, journey.console)
     rounds = Rounds(writer, tasks, journey.folder / "rl" / "rollouts", recipe.model_of("rl").context)

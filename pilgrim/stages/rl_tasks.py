@@ -4,7 +4,7 @@ Which task comes next is drawn by weight; within a task, every problem comes onc
 are functions of the seed and of how many were drawn, so a position says all (data/loader.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 
 from pilgrim.core.errors import DataError
 from pilgrim.core.runtime import Runtime
+from pilgrim.data.datasets import NAMED
 from pilgrim.data.sources import find
 from pilgrim.evals.rewards.own import OwnReward
 from pilgrim.evals.rewards.problems import Problem, held_out_of, read_problems
@@ -30,16 +31,19 @@ class Posed:
     held_out: list[Problem]
 
 
-def read_tasks(settings: RlSettings, runtime: Runtime) -> list[Posed]:
-    """All tasks. Raises DataError, with file and line, for what is wrong with a file of theirs."""
-    return [_task(name, task, settings, runtime) for name, task in settings.tasks.items()]
+def read_tasks(settings: RlSettings, runtime: Runtime, rows: Mapping[str, Path]) -> list[Posed]:
+    """All tasks. `rows` are the files of data sets, by "dataset:NAME" (stages/rows.py).
+
+    Raises DataError, with file and line, for what is wrong with a file of theirs.
+    """
+    return [_task(name, task, settings, runtime, rows) for name, task in settings.tasks.items()]
 
 
-def _task(name: str, task: RlTask, settings: RlSettings, runtime: Runtime) -> Posed:
+def _task(name: str, task: RlTask, settings: RlSettings, runtime: Runtime, rows: Mapping[str, Path]) -> Posed:
     own = OwnReward(_file(task.reward, name), settings.reward_s).grade if task.reward else None
-    problems = read_problems(_file(task.prompts, name), task.kind, own)
+    problems = read_problems(rows.get(task.prompts) or _file(task.prompts, name), task.kind, own)
     if task.held_out:
-        held_out = read_problems(_file(task.held_out, name), task.kind, own)
+        held_out = read_problems(rows.get(task.held_out) or _file(task.held_out, name), task.kind, own)
         asked = {problem.messages for problem in held_out}
         problems = [problem for problem in problems if problem.messages not in asked]
     else:
@@ -55,14 +59,19 @@ def _task(name: str, task: RlTask, settings: RlSettings, runtime: Runtime) -> Po
 
 
 def task_files(settings: RlSettings) -> dict[str, Path]:
-    """All files that the tasks read, by their names in the recipe. Raises DataError for one that is
-    missing."""
+    """All files that the tasks name, by their names in the recipe; data sets are no files. Raises DataError
+    for one that is missing."""
     return {
         named: _file(named, name)
         for name, task in settings.tasks.items()
         for named in (task.prompts, task.reward, task.held_out)
-        if named is not None
+        if named is not None and not named.startswith(NAMED)
     }
+
+
+def task_names(settings: RlSettings) -> list[str | None]:
+    """What all tasks name as their problems."""
+    return [named for task in settings.tasks.values() for named in (task.prompts, task.held_out)]
 
 
 def _file(named: str, task: str) -> Path:

@@ -1,4 +1,8 @@
-"""Stage 2: text and conversations as token ids on disk, training and validation apart."""
+"""Stage 2: text and conversations as token ids on disk, training and validation apart.
+
+What `[dpo]` and `[rl]` read of data sets is left beside them as rows (rows.py). So all that has to be fetched
+is fetched here, and a machine without a network can do the rest.
+"""
 
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -15,6 +19,7 @@ from pilgrim.data.sources import Text, apart, find, fingerprint, split
 from pilgrim.evals.compression import as_json, by_source
 from pilgrim.infer.load import load_tokenizer
 from pilgrim.stages.journey import Journey, finished
+from pilgrim.stages.rows import write_rows
 from pilgrim.text.chat import render
 from pilgrim.text.tokenizer import Tokenizer
 from pilgrim.train.validation import ByDocument
@@ -23,8 +28,8 @@ AT_ONCE = 1024  # documents tokenized together
 
 
 def run(journey: Journey) -> dict[str, Any]:
-    """Write the token sets train and val and, as far as later stages need them, chat_train, chat_val, and one
-    for each data set of a mixture."""
+    """Write the token sets train and val and, as far as later stages need them, chat_train, chat_val, one for
+    each data set of a mixture, and rows."""
     recipe, folder = journey.recipe, journey.stage_folder("shards")
     tokenizer, digest = run_tokenizer(journey)
     found = split(recipe.data, partial(documents_of, datasets=recipe.datasets))
@@ -42,7 +47,8 @@ def run(journey: Journey) -> dict[str, Any]:
         if name in recipe.token_sets() or (name == "chat_val" and recipe.chats):
             chats = conversations_of(files, recipe.datasets, journey.console.say)
             write_token_set(folder, name, rendered(chats, tokenizer), tokenizer.vocab_size, digest)
-    return _summary(journey, digest)
+    rows = {f"{name}_rows": write_rows(journey, name) for name in recipe.rows_read()}
+    return _summary(journey, digest) | rows
 
 
 def _write_dataset(

@@ -7,6 +7,7 @@ No stage of the walk: it reads a recipe of its own (synth/settings.py), and leav
     answers.jsonl          all that was ever answered; whoever deletes it pays again (synth/journal.py)
     summary.json           counts, tokens, cost
     recipe.toml            what it was made with
+    weights.json           where a run writes: which weights
 """
 
 import asyncio
@@ -20,10 +21,11 @@ from pilgrim.core.checkpoint import CheckpointStore
 from pilgrim.core.config import apply_overrides, build, dump_toml, load_toml
 from pilgrim.core.console import Console, Progress
 from pilgrim.core.errors import PilgrimError
-from pilgrim.core.files import write_atomic, write_json_atomic
-from pilgrim.infer.load import load_engine, load_tokenizer, newest_stage
+from pilgrim.core.files import read_json, write_atomic, write_json_atomic
+from pilgrim.infer.load import load_engine, load_model, load_tokenizer, newest_stage
 from pilgrim.stages.journey import only_writer
 from pilgrim.stages.recipe import Recipe
+from pilgrim.stages.teaching import fingerprint
 from pilgrim.synth.answers import Writer
 from pilgrim.synth.asking import Asking
 from pilgrim.synth.endpoint import Endpoint
@@ -34,6 +36,8 @@ from pilgrim.synth.purse import Purse
 from pilgrim.synth.rows import Rows
 from pilgrim.synth.settings import EndpointSettings, RunSettings, SynthRecipe
 from pilgrim.synth.work import Work
+
+WEIGHTS = "weights.json"  # in the folder: who has written
 
 Consent = Callable[[str], bool]  # a question that a person answers
 
@@ -54,6 +58,8 @@ def synthesize(
     with only_writer(folder), writers_of(recipe) as writers:
         write_atomic(folder / "recipe.toml", dump_toml(recipe))
         journal = Journal(folder / "answers.jsonl")
+        if isinstance(writer := writers["writer"], OwnRun):
+            _tell_of_other_weights(folder / WEIGHTS, writer, journal, console)
         return asyncio.run(_made(recipe, prompts, writers, journal, folder, consent, console))
 
 
@@ -154,7 +160,19 @@ def _own_run(settings: RunSettings) -> Iterator[OwnRun]:
         steps = CheckpointStore(folder / stage / "checkpoints").steps()
         tokenizer = load_tokenizer(folder)
         engine = load_engine(folder / stage, tokenizer, runtime, settings.rows)
-        yield OwnRun(settings, engine, tokenizer, f"{folder.resolve().name}, {stage}, step {max(steps)}")
+        name = f"{folder.resolve().name}, {stage}, step {max(steps)}"
+        yield OwnRun(settings, engine, tokenizer, name, fingerprint(load_model(folder / stage)))
+
+
+def _tell_of_other_weights(note: Path, writer: OwnRun, journal: Journal, console: Console) -> None:
+    """Remember which weights write, and say if others did before."""
+    before = read_json(note)["weights_sha256"] if note.exists() else writer.weights
+    if before != writer.weights and len(journal):
+        console.say(
+            f"run.path = {writer.settings.path}: its weights are others than when this folder was begun "
+            f"({note}), so all is asked anew; what the others have said stays in {journal.path}, unused"
+        )
+    write_json_atomic(note, {"model": writer.name, "weights_sha256": writer.weights})
 
 
 def _agreed(recipe: SynthRecipe, consent: Consent, console: Console) -> None:

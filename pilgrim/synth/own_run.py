@@ -25,9 +25,13 @@ class OwnRun:
 
     tries, wait_s, price = 1, 0.0, (0.0, 0.0)
 
-    def __init__(self, settings: RunSettings, engine: Engine, tokenizer: Tokenizer, name: str) -> None:
-        """`name` says which weights: run, stage, step."""
-        self.settings, self.name, self.where = settings, name, f"run: {settings.path}"
+    def __init__(
+        self, settings: RunSettings, engine: Engine, tokenizer: Tokenizer, name: str, weights: str
+    ) -> None:
+        """`name` says whose weights, for people: run, stage, step. `weights` is their hash: a run that was
+        trained again by the same name is another model, and what the first one said is no answer of it."""
+        self.settings, self.name, self.weights = settings, name, weights
+        self.where = f"run: {settings.path}"
         self.concurrency = settings.rows
         self._engine, self._tokenizer = engine, tokenizer
         self._tools = ToolUse(tokenizer) if settings.calculator else None
@@ -38,7 +42,7 @@ class OwnRun:
 
     def body(self, messages: list[Wire], seed: int) -> dict[str, Any]:
         dials = self.settings.model_dump(exclude={"path", "rows"})
-        return {"model": self.name, "messages": messages, "seed": seed, **dials}
+        return {"model": self.name, "weights": self.weights, "messages": messages, "seed": seed, **dials}
 
     async def reply(self, messages: list[Wire], seed: int) -> Answer:
         settings, tokenizer = self.settings, self._tokenizer

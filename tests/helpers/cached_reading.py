@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pilgrim.infer.cache import PagedCache
+from pilgrim.infer.cache_bits import CacheBits
 from pilgrim.infer.paged_attention import Span
 from pilgrim.model.transformer import Transformer
 
@@ -15,10 +16,15 @@ class Reader:
     """Rows of texts; each may go on where it is."""
 
     def __init__(
-        self, model: Transformer, rows: int, capacity: int, dtype: torch.dtype = torch.float32
+        self,
+        model: Transformer,
+        rows: int,
+        capacity: int,
+        dtype: torch.dtype = torch.float32,
+        bits: CacheBits = "full",
     ) -> None:
         self.model, self.dtype, self.lengths = model, dtype, [0] * rows
-        self.cache = PagedCache(model.config, rows, capacity, 1, dtype, torch.device("cpu"))
+        self.cache = PagedCache(model.config, rows, capacity, 1, dtype, torch.device("cpu"), bits=bits)
 
     @torch.inference_mode()
     def read(self, first: int, tokens: Sequence[Sequence[int]]) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 
 from pilgrim.core.checkpoint import CheckpointStore
 from pilgrim.core.runtime import Runtime
+from pilgrim.infer.cache_bits import CacheBits
 from pilgrim.infer.quantized import Weights
 from pilgrim.model.config import ModelSettings
 from pilgrim.model.transformer import Transformer
@@ -76,10 +77,11 @@ def serving(
     kept: int = 2,
     send_buffer: int | None = None,
     weights: Weights = "full",
+    cache: CacheBits = "full",
 ) -> Iterator[Served]:
     """Until the block ends; then it must have stopped cleanly. `send_buffer`: the system's, in bytes."""
     settings = settings or ServeSettings(port=0)
-    models = Models(runs, RUNTIME, rows, waiting, kept, weights)
+    models = Models(runs, RUNTIME, rows, waiting, kept, weights, cache)
     door, server = bound(settings), Server(models, settings)
     if send_buffer is not None:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)

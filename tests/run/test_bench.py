@@ -16,7 +16,7 @@ from pilgrim.stages import bench
 
 def test_a_run_is_measured(run: Path, pilgrim: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "BATCHES", (1, 3))
-    result = pilgrim("bench", "infer", run, "--tokens", 16, "--rounds", 1, "--prompt", 5)
+    result = pilgrim("bench", "infer", run, "--tokens", 16, "--rounds", 1, "--prompt", 5, "--cache", "int8")
     assert result.exit_code == 0, result.output
     rows = read_json(run / "bench" / "infer.json")
     assert [row["texts"] for row in rows] == [1, 3]
@@ -42,6 +42,16 @@ def test_fewer_bits_are_fewer_bytes() -> None:
         bench.bytes_per_step(config, torch.bfloat16, 0, 1, w) for w in ("full", "int8", "int4")
     )
     assert whole == 2 * eight and four == eight * 5 / 8  # with two numbers of 16 bits for 32 weights
+
+
+def test_a_cache_of_8_bits_is_counted_with_its_scales() -> None:
+    config = ModelSettings(depth=4, width=64, head_size=32, context=512).config(vocab_size=300)
+    whole, eight = (
+        bench.bytes_per_step(config, torch.bfloat16, 5, 200, cache=c)
+        - bench.bytes_per_step(config, torch.bfloat16, 0, 200, cache=c)
+        for c in ("full", "int8")
+    )
+    assert eight == whole * (32 + 2) / 64
 
 
 def test_tokens_that_fill_the_context_are_refused(run: Path, pilgrim: Callable[..., Any]) -> None:

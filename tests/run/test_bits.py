@@ -53,6 +53,18 @@ def test_weights_of_fewer_bits_cost_a_little(run: Path, pilgrim: Pilgrim, recipe
     assert 0 < abs(found["int8"] - found["full"]) < abs(found["int4"] - found["full"]) < 0.1
 
 
+def test_a_cache_of_8_bits_costs_a_little(run: Path, pilgrim: Pilgrim, recipe: Path) -> None:
+    found = {}
+    for cache in ("full", "int8", "fp8"):
+        told = pilgrim("eval", "tiny", "--text", recipe.parent / "val.jsonl", "--cache", cache)
+        assert told.exit_code == 0, told.output
+        result = read_json(run / "evaluate" / "text.json")
+        assert result["cache"] == cache
+        found[cache] = next(iter(result["files"].values()))["bpb"]
+    assert 0 < abs(found["int8"] - found["full"]) < 0.01
+    assert 0 < abs(found["fp8"] - found["full"]) < 0.05
+
+
 def test_parts_of_a_large_file_give_the_same(
     run: Path, pilgrim: Pilgrim, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,6 +113,7 @@ def test_every_tokenizer_counts_the_same_bytes(
         (["--text", "empty.txt"], "empty.txt holds no text; give it some, or name another file"),
         (["--text", "table.csv"], "files ending in '.csv' can't be read"),
         (["--weights", "int8"], "--weights goes with --text"),
+        (["--cache", "int8"], "--cache goes with --text"),
         (["--text", "empty.txt", "--suite", "core"], "--text measures bits per byte and nothing else; leave"),
     ],
 )

@@ -28,7 +28,7 @@ def preferred(
     return walk(runs, *preferences, accept_changes=True, until="dpo")
 
 
-def test_it_leaves_what_every_stage_leaves_and_more(preferred: Path) -> None:
+def test_it_leaves_what_every_stage_leaves_and_more(preferred: Path, walked: Path) -> None:
     folder = preferred / "dpo"
     steps = read_rows(folder / "metrics.jsonl")
     assert [row["step"] for row in steps] == list(range(1, 7))
@@ -46,7 +46,9 @@ def test_it_leaves_what_every_stage_leaves_and_more(preferred: Path) -> None:
     assert before["bpb"] == read_rows(preferred / "sft" / "evals.jsonl")[-1]["bpb"]
     assert read_json(folder / "DONE.json")["summary"]["pair_margin"] == after["pair_margin"]
     assert newest_stage(preferred) == "dpo"
-    assert "Margin" in (preferred / "report.html").read_text()
+    figure = 'data-chart="margin"'
+    assert figure in (preferred / "report.html").read_text()
+    assert figure not in (walked / "report.html").read_text()  # of a run without this stage
 
 
 def without_its_end(preferred: Path, folder: Path) -> Path:

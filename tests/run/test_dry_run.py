@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pilgrim.core.files import read_json
+from pilgrim.core.runlog import read_rows
 from pilgrim.stages.journey import chosen
 from pilgrim.stages.recipe import load_recipe
 
@@ -29,6 +30,8 @@ def test_all_stages_of_a_recipe(
     small = load_recipe(run / "recipe.toml", [])
     assert small.midtrain and real.midtrain and small.midtrain.mixture == real.midtrain.mixture
     assert small.sft and real.sft and small.sft.mixture == real.sft.mixture
+    (held_out,) = read_rows(run / "rl" / "evals.jsonl")[-1]["held_out"]
+    assert held_out == "gsm8k" and small.rl and small.rl.tasks["gsm8k"].prompts == "dataset:gsm8k"
 
 
 def test_preferences_and_rewards_are_walked_through(pilgrim: Callable[..., Any], tmp_path: Path) -> None:

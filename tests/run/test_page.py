@@ -91,6 +91,17 @@ def say(page: Page, text: str) -> None:
     page.locator(".message.assistant .actions").nth(before).wait_for()
 
 
+def begin_an_endless_reply(page: Page, text: str) -> None:
+    """Until its first words are on the screen."""
+    page.select_option("#model", "endless")
+    page.evaluate("document.getElementById('dial-max_tokens').max = 16000")
+    page.click("#open-dials")
+    page.locator("#dial-max_tokens").fill("16000")
+    page.fill("#say", text)
+    page.press("#say", "Enter")
+    page.locator(".draft .text", has_text="abc").wait_for()
+
+
 def texts(page: Page) -> list[str]:
     return [text.strip() for text in page.locator(".message .text").all_inner_texts()]
 
@@ -118,7 +129,7 @@ def instead(page: Page, *deltas: dict[str, Any]) -> list[dict[str, Any]]:
 def test_a_chat_is_streamed_kept_and_found_again(page: Page, site: str, chats: Chats) -> None:
     say(page, "Hello <b>there</b>\nfriend")
     assert texts(page) == ["Hello <b>there</b>\nfriend", SAID]
-    assert re.search(r"\d+ tokens, \d+ tokens/s", page.locator(".facts").inner_text())
+    assert re.search(r"\d+ tokens in \d+\.\d s", page.locator(".facts").inner_text())
     (kept,) = chats.listed()
     assert kept["title"] == "Hello <b>there</b> friend"
     page.reload()
@@ -150,14 +161,21 @@ def test_asking_again_and_editing_make_branches(page: Page, chats: Chats) -> Non
     assert [m["role"] for m in chat["messages"]] == ["user", "assistant", "assistant", "user", "assistant"]
 
 
-def test_a_reply_can_be_stopped_and_what_was_said_stays(page: Page, chats: Chats) -> None:
+def test_why_a_reply_was_cut_off_is_told(page: Page) -> None:
     page.select_option("#model", "endless")
-    page.evaluate("document.getElementById('dial-max_tokens').max = 16000")
     page.click("#open-dials")
-    page.locator("#dial-max_tokens").fill("16000")
-    page.fill("#say", "Go on for ever")
+    page.locator("#dial-max_tokens").fill("16")
+    say(page, "Go on")
+    assert page.locator(".facts").inner_text().endswith("cut off at the longest reply")
+    page.evaluate("document.getElementById('dial-max_tokens').max = 99000")
+    page.locator("#dial-max_tokens").fill("99000")
+    page.fill("#say", "x" * 16_200)
     page.press("#say", "Enter")
-    page.locator(".draft .text", has_text="abc").wait_for()
+    page.locator(".facts", has_text="cut off where the model's context ends").wait_for()
+
+
+def test_a_reply_can_be_stopped_and_what_was_said_stays(page: Page, chats: Chats) -> None:
+    begin_an_endless_reply(page, "Go on for ever")
     page.keyboard.press("Escape")
     page.locator(".message.assistant .actions").wait_for()
     assert "stopped" in page.locator(".facts").inner_text()
@@ -181,6 +199,24 @@ def test_two_models_answer_side_by_side(page: Page, chats: Chats) -> None:
     (kept,) = chats.listed()
     chat = chats.read(kept["id"])
     assert next(m for m in chat["messages"] if m["id"] == chat["leaf"])["about"]["model"] == "second"
+
+
+def test_a_reply_asked_for_again_can_be_compared_with_two_side_by_side(page: Page) -> None:
+    page.click("#compare")
+    page.select_option("#other", "second")
+    page.fill("#say", "Who are you?")
+    page.press("#say", "Enter")
+    page.locator(".side-by-side .actions").nth(1).wait_for()
+    page.click("#compare")
+    page.locator(".message:not(.passive)").get_by_role("button", name="Ask for another reply").click()
+    page.get_by_text("2/2").wait_for()
+    assert page.locator(".side-by-side").count() == 0
+    page.get_by_role("button", name="The one before").click()
+    page.get_by_text("1/2").wait_for()
+    assert page.locator(".side-by-side .message").count() == 2
+    page.get_by_role("button", name="The next one").click()
+    page.get_by_text("2/2").wait_for()
+    assert texts(page) == ["Who are you?", SAID]
 
 
 def test_a_base_model_only_continues(page: Page) -> None:
@@ -279,14 +315,38 @@ def test_a_chat_that_shall_not_be_kept_is_not(page: Page, chats: Chats) -> None:
     assert len(texts(page)) == 4 and chats.listed() == []
 
 
-def test_a_new_chat_gets_nothing_of_the_reply_that_was_being_written(page: Page, chats: Chats) -> None:
-    page.select_option("#model", "endless")
-    page.evaluate("document.getElementById('dial-max_tokens').max = 16000")
+def test_what_is_not_kept_stands_side_by_side_in_the_same_order(page: Page) -> None:
     page.click("#open-dials")
-    page.locator("#dial-max_tokens").fill("16000")
-    page.fill("#say", "One")
+    page.check("#temporary")
+    page.click("#compare")
+    page.select_option("#other", "second")
+    page.fill("#say", "Who are you?")
     page.press("#say", "Enter")
-    page.locator(".draft .text", has_text="abcabc").wait_for()
+    page.locator(".side-by-side .actions").nth(1).wait_for()
+    assert texts(page)[1:] == [SAID, OTHER]
+
+
+def test_a_chat_can_be_deleted_while_it_is_answered(page: Page, chats: Chats) -> None:
+    begin_an_endless_reply(page, "One")
+    page.locator(".entry").hover()
+    assert page.locator("#stop").is_visible()
+    page.get_by_role("button", name="Delete One").click()
+    page.locator("#send").wait_for()
+    page.get_by_text("No chats yet.").wait_for()
+    assert page.get_by_role("alert").is_hidden() and chats.listed() == []
+
+
+def test_a_chat_that_is_open_goes_on_if_it_is_opened_again(page: Page) -> None:
+    begin_an_endless_reply(page, "One")
+    page.get_by_role("button", name="One", exact=True).click()
+    assert page.locator("#stop").is_visible()
+    page.keyboard.press("Escape")
+    page.locator(".message.assistant .actions").wait_for()
+    assert len(texts(page)) == 2
+
+
+def test_a_new_chat_gets_nothing_of_the_reply_that_was_being_written(page: Page, chats: Chats) -> None:
+    begin_an_endless_reply(page, "One")
     page.click("#new-chat")
     page.locator("#send").wait_for()
     page.select_option("#model", "first")
@@ -347,10 +407,100 @@ def test_what_goes_wrong_is_said_and_nothing_is_lost(page: Page) -> None:
     page.press("#say", "Enter")
     page.get_by_role("alert").wait_for()
     assert "context" in page.get_by_role("alert").inner_text()
+    assert "begin a new chat" in page.get_by_role("alert").inner_text()
     assert len(texts(page)) == 3 and texts(page)[2] == "x" * 5000  # to be edited
     page.route("**/v1/chat/completions", lambda route: route.abort())
     page.locator(".message.assistant").get_by_role("button", name="Ask for another reply").click()
     page.get_by_role("alert").get_by_text("does not answer").wait_for()
+
+
+def test_a_message_without_a_reply_is_asked_again_or_replaced(page: Page, chats: Chats) -> None:
+    """Turns alternate: a model is never shown two messages of the user in a row, nor are they trained on."""
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    page.fill("#say", "One")
+    page.press("#say", "Enter")
+    page.get_by_role("alert").get_by_text("does not answer").wait_for()
+    page.unroute("**/v1/chat/completions")
+    asked = instead(page, {"content": "Yes."})
+    say(page, "Two")
+    assert texts(page) == ["Two", "Yes."]
+    assert [message["content"] for message in asked[0]["messages"]] == ["Two"]
+    page.locator(".message.user").get_by_role("button", name="The one before").click()
+    page.get_by_role("button", name="Ask for a reply").click()
+    page.locator(".message.assistant .actions").wait_for()
+    assert texts(page) == ["One", "Yes."]
+    assert [message["role"] for message in chats.training_rows()[0]["messages"]] == ["user", "assistant"]
+
+
+def test_a_reply_that_breaks_off_is_not_taken_for_a_whole_one(page: Page) -> None:
+    half = streamed({"content": "Half a"}).partition("data: [DONE]")[0]
+    page.route(
+        "**/v1/chat/completions", lambda route: route.fulfill(body=half, content_type="text/event-stream")
+    )
+    say(page, "Hello")
+    page.get_by_role("alert").get_by_text("broke off before the reply was complete").wait_for()
+    assert texts(page) == ["Hello", "Half a"]  # what has come stays
+
+
+def test_pressing_twice_sends_once(page: Page, chats: Chats) -> None:
+    say(page, "One")
+    page.locator(".message.user").get_by_role("button", name="Write it anew").click()
+    field = page.get_by_role("textbox", name="The message")
+    field.fill("Two")
+    field.evaluate(
+        "field => [1, 2].forEach(() => field.dispatchEvent("
+        "new KeyboardEvent('keydown', { key: 'Enter', ctrlKey: true })))"
+    )
+    page.locator(".message.user", has_text="Two").wait_for()
+    page.locator(".message.assistant .actions").wait_for()
+    assert len(chats.read(chats.listed()[0]["id"])["messages"]) == 4
+
+
+def test_who_reads_further_up_is_not_disturbed(page: Page) -> None:
+    instead(page, {"content": "Line.\n\n" * 60})
+    for text in ("One", "Two"):
+        say(page, text)
+    page.locator(".message.user").first.get_by_role("button", name="Write it anew").click()
+    page.keyboard.press("Escape")
+    page.locator(".edit").wait_for(state="detached")
+    assert page.locator("#log").evaluate("log => log.scrollTop") < 100
+    page.locator("#log").evaluate("log => log.scrollTop = 200")
+    again = page.locator(".message.assistant").last.get_by_role("button", name="Ask for another reply")
+    again.evaluate("button => button.click()")  # without scrolling to it
+    page.get_by_text("2/2").wait_for(state="attached")
+    assert page.locator("#log").evaluate("log => log.scrollTop") == 200
+
+
+def test_over_plain_http_from_another_machine_nothing_is_missing(browser: Any, site: str) -> None:
+    """There a browser has neither a clipboard nor random ids."""
+    context = browser.new_context()
+    context.add_init_script(
+        "Object.defineProperty(navigator, 'clipboard', { value: undefined });"
+        "Object.defineProperty(crypto, 'randomUUID', { value: undefined });"
+    )
+    page = context.new_page()
+    page.goto(site)
+    page.wait_for_selector("#model option", state="attached")
+    page.click("#compare")
+    page.select_option("#other", "second")
+    say(page, "Who are you?")
+    page.locator(".side-by-side .actions").nth(1).wait_for()
+    assert texts(page)[1:] == [SAID, OTHER]
+    page.get_by_role("button", name="Copy the message").last.click()
+    page.get_by_text("Copied").wait_for()
+    page.focus("#say")
+    page.keyboard.press("Control+v")
+    assert page.input_value("#say") == OTHER
+    context.close()
+
+
+def test_a_server_without_models_says_so(page: Page, site: str) -> None:
+    page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": []}))
+    page.reload()
+    page.get_by_role("alert").get_by_text("The server has no model").wait_for()
+    page.unroute("**/v1/models")
+    say(page, "Hello")  # they are looked for again
+    assert texts(page) == ["Hello", SAID]
 
 
 def test_a_server_with_a_key_asks_for_it(browser: Any, runs: dict[str, Path], chats: Chats) -> None:
@@ -363,6 +513,17 @@ def unlock(browser: Any, site: str) -> None:
     context = browser.new_context()
     page = context.new_page()
     page.goto(site)
+    page.get_by_label("API key").fill("wrong")
+    with page.expect_response(lambda response: response.status == 401):
+        page.get_by_role("button", name="Go on").click()
+    page.locator("#key-dialog[open]").wait_for()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.keyboard.press("Escape")
+    page.locator("#key-dialog:not([open])").wait_for(state="attached")
+    page.evaluate("fetch('/health').then((response) => response.status)")
+    assert asked == [site + "health"]  # who does not want to give one is left alone
+    page.reload()
     page.get_by_label("API key").fill("secret")
     page.get_by_role("button", name="Go on").click()
     page.wait_for_selector("#model option", state="attached")

@@ -49,6 +49,17 @@ def test_what_a_run_says_right_is_kept_to_learn_from(walked: Path, tmp_path: Pat
     assert "16 answers are there from before" in again.output
     assert file.read_bytes() == before
 
+    shutil.copytree(walked, tmp_path / "run", ignore=shutil.ignore_patterns("sft", "evaluate"))
+    shutil.copytree(walked / "midtrain", tmp_path / "run" / "sft")  # trained anew, to the same step
+    (tmp_path / "anew").mkdir()
+    renamed = shutil.move(tmp_path / "run", tmp_path / "anew" / walked.name)
+    (tmp_path / "letters.toml").write_text(
+        (tmp_path / "letters.toml").read_text().replace(str(walked), str(renamed))
+    )
+    others = pilgrim("synth", tmp_path / "letters.toml")
+    assert "its weights are others than when this folder was begun" in " ".join(others.output.split())
+    assert file.read_bytes() != before
+
     other = tmp_path / "other"  # drawn anew, it is the same, however many are written at once
     other.mkdir()
     assert pilgrim("synth", rejecting(other, walked), "run.rows=3", f"out={other / 'letters'}").exit_code == 0

@@ -5,18 +5,20 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from pilgrim.cli import app
-from pilgrim.cli.base import find_run, guarded
+from pilgrim.cli.base import Bits, find_run, guarded
 from pilgrim.cli.chat import chat
 from pilgrim.core.errors import PilgrimError
+from pilgrim.infer.quantized import Weights
 from pilgrim.infer.sampling import Sampling
 
-COMMANDS = ["run", "chat", "serve", "eval", "report", "export", "bench", "doctor"]
+COMMANDS = ["run", "chat", "serve", "eval", "report", "profile", "bench", "synth", "export", "doctor"]
 
 runner = CliRunner()
 
@@ -193,3 +195,7 @@ def test_doctor_tells_what_will_be_used() -> None:
     assert result.exit_code == 0
     for word in ("processor", "memory", "verdict", "A run computes on"):
         assert word in result.output
+
+
+def test_weights_have_the_same_names_as_in_the_engine() -> None:
+    assert get_args(Bits) == get_args(Weights)

@@ -103,13 +103,16 @@ class Problem:
 def read_problems(file: Path, kind: Kind, own: OwnGrade | None = None) -> list[Problem]:
     """All problems of a JSONL file. Raises DataError, with file and line, for what can't be asked or
     graded."""
-    found = [_problem(row, line, f"{file}, line {line}", kind, own) for line, row in read_jsonl_zst(file)]
+    found = [problem_of(row, line, f"{file}, line {line}", kind, own) for line, row in read_jsonl_zst(file)]
     if not found:
         raise DataError(f"{file} holds no problems; write one JSON object a line")
     return found
 
 
-def _problem(row: dict[str, Any], line: int, place: str, kind: Kind, own: OwnGrade | None) -> Problem:
+def problem_of(
+    row: dict[str, Any], line: int, place: str, kind: Kind, own: OwnGrade | None = None
+) -> Problem:
+    """The problem of a row. `place` is its file and line. Raises DataError if it can't be asked or graded."""
     if kind == "sentence":
         word, prompt = text(row, "word", place), text(row, "prompt", place)
         return Problem(line, place, (Message("user", prompt),), lambda reply: one_sentence(reply, word))

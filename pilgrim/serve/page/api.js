@@ -7,9 +7,10 @@
 const KEY = "pilgrim-key";
 
 export class Refused extends Error {
-  constructor(status, message) {
+  constructor(status, message, code) {
     super(message);
     this.status = status;
+    this.code = code; // OpenAI's word for the kind of trouble, where it has one
   }
 }
 
@@ -22,24 +23,34 @@ function headers() {
   return { "Content-Type": "application/json", ...(key ? { Authorization: `Bearer ${key}` } : {}) };
 }
 
-async function refusal(response) {
-  let message = `${response.status} ${response.statusText}`;
+// As fetch, but a server that can't be reached is told in a sentence.
+async function reach(path, options) {
   try {
-    message = (await response.json()).error.message ?? message;
+    return await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused(0, `The server does not answer (${error.message}); look whether it still runs.`);
+  }
+}
+
+async function refusal(response) {
+  try {
+    const { message, code } = (await response.json()).error;
+    return new Refused(response.status, message, code);
   } catch {
     // a body that is no error object: the status must do
+    return new Refused(response.status, `${response.status} ${response.statusText}`);
   }
-  return new Refused(response.status, message);
 }
 
 export async function ask(method, path, body) {
-  const response = await fetch(path, { method, headers: headers(), body: body && JSON.stringify(body) });
+  const response = await reach(path, { method, headers: headers(), body: body && JSON.stringify(body) });
   if (!response.ok) throw await refusal(response);
   return response.status === 204 ? null : response.json();
 }
 
 export async function download(path, name) {
-  const response = await fetch(path, { headers: headers() });
+  const response = await reach(path, { headers: headers() });
   if (!response.ok) throw await refusal(response);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(await response.blob());
@@ -48,24 +59,31 @@ export async function download(path, name) {
   URL.revokeObjectURL(link.href);
 }
 
-// Yields each event's JSON. Ends with the stream; throws Refused, or an AbortError where `signal` stopped it.
+// Yields each event's JSON. Ends with "[DONE]"; throws an AbortError where `signal` stopped it, and Refused for what
+// went wrong, which a stream that just breaks off did, too.
 export async function* events(path, body, signal) {
-  const response = await fetch(path, { method: "POST", headers: headers(), body: JSON.stringify(body), signal });
+  const response = await reach(path, { method: "POST", headers: headers(), body: JSON.stringify(body), signal });
   if (!response.ok) throw await refusal(response);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";
   for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
+    const { done, value } = await reader.read().catch(brokenOff);
+    if (done) brokenOff();
     waiting += value.replaceAll("\r", "");
     const parts = waiting.split("\n\n");
     waiting = parts.pop();
     for (const part of parts) {
       const data = part.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5).trim()).join("\n");
-      if (data === "" || data === "[DONE]") continue;
+      if (data === "[DONE]") return;
+      if (data === "") continue;
       const event = JSON.parse(data);
-      if (event.error) throw new Refused(500, event.error.message);
+      if (event.error) throw new Refused(500, event.error.message, event.error.code);
       yield event;
     }
   }
+}
+
+function brokenOff(error) {
+  if (error?.name === "AbortError") throw error;
+  throw new Refused(0, "The connection broke off before the reply was complete; ask again.");
 }

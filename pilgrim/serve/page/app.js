@@ -9,7 +9,7 @@ import { DEFAULTS, Dials, remembered } from "/page/dials.js";
 import { copyButton, render } from "/page/markdown.js";
 import { continues, reply } from "/page/replies.js";
 import { tokenView } from "/page/tokens.js";
-import { branch, newestLeaf, siblings, together } from "/page/tree.js";
+import { behindTheLastReply, branch, newestLeaf, siblings, together } from "/page/tree.js";
 
 const $ = (id) => document.getElementById(id);
 const log = $("log");
@@ -50,13 +50,22 @@ async function attempt(work) {
   } catch (error) {
     if (error.name === "AbortError") return;
     if (error instanceof Refused && error.status === 401) return askForKey(work);
-    $("problem").textContent = error instanceof Refused ? error.message : `The server does not answer (${error.message}).`;
-    $("problem").hidden = false;
+    tellProblem(error);
   }
+}
+
+function tellProblem(error) {
+  const follows = isAtEnd();
+  let text = error instanceof Refused ? error.message : `This page made a mistake (${error.message}); load it again.`;
+  if (error.code === "context_length_exceeded") text += ". Edit a message further up, or begin a new chat.";
+  $("problem").textContent = text;
+  $("problem").hidden = false;
+  if (follows) log.scrollTop = log.scrollHeight; // the room for it was taken from the end of the chat
 }
 
 async function askForKey(work) {
   const dialog = $("key-dialog");
+  dialog.returnValue = ""; // what the last one was closed by would be believed again
   dialog.showModal();
   await new Promise((over) => dialog.addEventListener("close", over, { once: true }));
   if (dialog.returnValue !== "ok" || !$("key").value) return;
@@ -77,7 +86,7 @@ async function keepChat(mine) {
 async function keepMessage(mine, { role, content, parent, about }) {
   let kept;
   if (mine.id === null) {
-    kept = { id: `own-${ownNumbers++}`, role, content, parent, about };
+    kept = { id: ++ownNumbers, role, content, parent, about };
   } else {
     kept = await ask("POST", `/api/chats/${mine.id}/messages`, { role, content, parent, about });
   }
@@ -106,15 +115,29 @@ function chosenModels() {
   return [modelOf($("model").value), beside && modelOf($("other").value)].filter(Boolean);
 }
 
-async function send(text, parent = chat.leaf) {
+// Whether a message is being sent or answered: one at a time.
+const busy = () => Boolean(writing) || sending === chat;
+
+// Does `work`, unless another is being done, for the chat on the screen.
+async function sendOnce(work) {
+  if (busy()) return;
   const mine = chat;
+  sending = mine;
+  await attempt(work);
+  if (sending === mine) sending = null;
+}
+
+async function send(text, parent = behindTheLastReply(chat)) {
+  const mine = chat;
+  if (!models.length) await listModels();
   await keepChat(mine);
   const message = await keepMessage(mine, { role: "user", content: text, parent, about: {} });
   sending = null;
   if ($("say").value.trim() === text) $("say").value = ""; // not before: what can't be kept isn't lost
   fit();
+  if (mine.id !== null) attempt(list);
   if (mine === chat) {
-    draw();
+    draw(true);
     await answer(message, chosenModels());
   }
   if (mine.id !== null) await list();
@@ -125,7 +148,7 @@ async function answer(message, asked) {
   const mine = chat;
   writing = new AbortController();
   showWriting(true);
-  const group = asked.length > 1 ? crypto.randomUUID() : undefined;
+  const group = asked.length > 1 ? crypto.getRandomValues(new Uint32Array(2)).join("-") : undefined;
   const before = branch({ ...chat, leaf: message.id });
   const drafts = asked.map((model) => ({
     role: "assistant",
@@ -162,11 +185,11 @@ async function answer(message, asked) {
 }
 
 async function regenerate(message) {
-  const asked = message.about.group ? chosenModels() : [modelOf($("model").value)];
+  const asked = message.about.group ? chosenModels() : chosenModels().slice(0, 1);
   const parent = chat.messages.find((other) => other.id === message.parent);
   chat.leaf = parent.id;
   draw();
-  await answer(parent, asked.filter(Boolean));
+  await answer(parent, asked);
 }
 
 function stop() {
@@ -181,11 +204,13 @@ function showWriting(is) {
   document.body.classList.toggle("writing", is);
 }
 
-function draw() {
+// Shows the chat. Whoever was at its end stays there; for others nothing moves.
+function draw(toTheEnd = isAtEnd()) {
+  const place = log.scrollTop;
   const path = branch(chat);
   const parts = [];
   for (const message of path) {
-    const beside = together(chat, message).toSorted((a, b) => b.id - a.id || 0);
+    const beside = together(chat, message).toSorted((a, b) => b.id - a.id); // the first model's reply is kept last
     if (beside.length > 1) {
       parts.push(element("div", { className: "side-by-side" }, ...beside.map((one) => drawMessage(one, false, one.id === message.id))));
     } else {
@@ -195,10 +220,14 @@ function draw() {
   log.replaceChildren(...(parts.length ? parts : [welcome()]));
   $("temporary").disabled = !keeps || chat.messages.length > 0;
   document.title = chat.title ? `${chat.title} · pilgrim` : "pilgrim";
-  scrollToEnd(true);
-  for (const link of $("chats").querySelectorAll("[data-chat]")) {
-    if (link.dataset.chat === String(chat.id)) link.setAttribute("aria-current", "true");
-    else link.removeAttribute("aria-current");
+  log.scrollTop = toTheEnd ? log.scrollHeight : place;
+  markOpenChat();
+}
+
+function markOpenChat() {
+  for (const entry of $("chats").querySelectorAll("[data-chat]")) {
+    if (entry.dataset.chat === String(chat.id)) entry.setAttribute("aria-current", "true");
+    else entry.removeAttribute("aria-current");
   }
 }
 
@@ -239,18 +268,17 @@ function growMessage(frame, draft) {
   requestAnimationFrame(() => {
     waitingForFrame.delete(frame);
     if (!frame.classList.contains("draft")) return;
+    const follows = isAtEnd();
     fill(frame.querySelector(".text"), draft);
-    scrollToEnd();
+    if (follows) log.scrollTop = log.scrollHeight;
   });
 }
 
-function scrollToEnd(always = false) {
-  if (always || log.scrollHeight - log.scrollTop - log.clientHeight < 160) log.scrollTop = log.scrollHeight;
-}
+const isAtEnd = () => log.scrollHeight - log.scrollTop - log.clientHeight < 160;
 
 function actions(message, frame, active) {
   const box = element("div", { className: "actions" });
-  const others = message.about.group ? [] : siblings(chat, message);
+  const others = active ? siblings(chat, message) : [];
   if (others.length > 1) {
     const at = others.indexOf(message);
     const to = (other) => attempt(() => goTo(other));
@@ -262,7 +290,7 @@ function actions(message, frame, active) {
   }
   box.append(copyButton(() => message.content, "Copy the message"), button("Edit", "Write it anew: a branch of its own", () => edit(message, frame)));
   if (message.role === "assistant") {
-    box.append(button("Again", "Ask for another reply", () => writing || attempt(() => regenerate(message))));
+    box.append(button("Again", "Ask for another reply", () => busy() || attempt(() => regenerate(message))));
     if (message.about.tokens?.length) {
       box.append(
         button("Tokens", "See how likely each token was", (event) => {
@@ -274,20 +302,25 @@ function actions(message, frame, active) {
     }
     if (!active) box.append(button("Go on with this", "The chat goes on with this reply", () => attempt(() => goTo(message))));
     box.append(element("span", { className: "facts", textContent: facts(message.about) }));
+  } else if (message.id === chat.leaf) {
+    // Nobody has answered: it was stopped, or something went wrong.
+    box.append(button("Ask", "Ask for a reply", () => busy() || attempt(() => answer(message, chosenModels())), { className: "ask" }));
   }
   return box;
 }
 
-function facts({ written, elapsed_s, first_s, finish }) {
+function facts({ written, elapsed_s, first_s, finish, most }) {
   if (!written || !elapsed_s) return "";
   const writing_s = elapsed_s - (first_s ?? 0);
-  const speed = written > 1 && writing_s > 0 ? `, ${((written - 1) / writing_s).toFixed(0)} tokens/s` : "";
-  const cut = finish === "length" ? ", cut off at the longest reply" : finish ? "" : ", stopped";
-  return `${written} tokens${speed}${cut}`;
+  // A short reply comes in one or two pieces of the network, between which no time passes: no speed can be told.
+  const speed = writing_s > 0.5 ? `, ${((written - 1) / writing_s).toFixed(0)} tokens/s` : "";
+  const limit = written < most ? "where the model's context ends" : "at the longest reply";
+  const cut = finish === "length" ? `, cut off ${limit}` : finish ? "" : ", stopped";
+  return `${written} tokens in ${elapsed_s.toFixed(1)} s${speed}${cut}`;
 }
 
 function edit(message, frame) {
-  if (writing) return;
+  if (busy()) return;
   const field = element("textarea", { className: "edit", value: message.content, rows: Math.min(12, message.content.split("\n").length + 1), aria: { label: "The message" } });
   const done = async () => {
     const text = field.value.trim();
@@ -298,22 +331,26 @@ function edit(message, frame) {
   };
   field.addEventListener("keydown", (event) => {
     if (event.key === "Escape") draw();
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) attempt(done);
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) sendOnce(done);
   });
   frame.querySelector(".text").replaceChildren(field);
   frame.querySelector(".actions").replaceChildren(
-    button(message.role === "user" ? "Send" : "Keep", "Ctrl+Enter", () => attempt(done)),
-    button("Cancel", "Esc", draw),
+    button(message.role === "user" ? "Send" : "Keep", "Ctrl+Enter", () => sendOnce(done)),
+    button("Cancel", "Esc", () => draw()),
   );
   field.focus();
 }
 
 // The list ----------------------------------------------------------------------------------------------
 
+let listing = 0; // how often the list was asked for: answers may come in another order, and only the last counts
+
 async function list() {
   if (!keeps) return;
   const search = $("search").value.trim();
+  const mine = ++listing;
   const found = await ask("GET", `/api/chats?search=${encodeURIComponent(search)}`);
+  if (mine !== listing) return;
   $("chats").replaceChildren(
     ...found.map((one) =>
       element(
@@ -331,18 +368,24 @@ async function list() {
     ),
   );
   if (!found.length) $("chats").append(element("p", { className: "hint", textContent: search ? "Nothing found." : "No chats yet." }));
-  for (const entry of $("chats").querySelectorAll(`[data-chat="${chat.id}"]`)) entry.setAttribute("aria-current", "true");
+  markOpenChat();
 }
 
+let opening = null; // the chat that was clicked last
+
 async function open(id) {
+  opening = id;
+  document.body.classList.remove("list-open");
+  if (id === chat.id) return; // else what is being written in it would go on out of sight
+  const found = await ask("GET", `/api/chats/${id}`);
+  if (opening !== id) return;
   stop();
-  chat = await ask("GET", `/api/chats/${id}`);
+  chat = found;
   chat.settings = { ...DEFAULTS, ...chat.settings };
   $("temporary").checked = false;
   choose(chat.settings.model, chat.settings.other);
   dials.show(chat.settings);
-  document.body.classList.remove("list-open");
-  draw();
+  draw(true);
   $("say").focus();
 }
 
@@ -357,19 +400,23 @@ async function rename(one) {
 async function remove(one) {
   if (!window.confirm(`Delete “${one.title || "Untitled"}” for good?`)) return;
   await ask("DELETE", `/api/chats/${one.id}`);
-  if (chat.id === one.id) begin();
+  if (chat.id === one.id) {
+    chat.id = null; // a reply that is being written has nowhere to be kept any more
+    begin();
+  }
   await list();
 }
 
 function begin() {
   stop();
+  opening = null;
   const { model, other } = chat.settings;
   chat = emptyChat();
   Object.assign(chat.settings, { model, other });
   dials.show(chat.settings);
   document.body.classList.remove("list-open");
   draw();
-  list();
+  attempt(list);
   $("say").focus();
 }
 
@@ -382,6 +429,7 @@ async function listModels() {
   }
   choose(chat.settings.model, chat.settings.other);
   draw();
+  if (!models.length) throw new Refused(404, "The server has no model to talk to; look whether its runs are still there.");
 }
 
 function choose(model, other) {
@@ -413,11 +461,7 @@ const dials = new Dials((changed) => {
 
 async function submit() {
   const text = $("say").value.trim();
-  const mine = chat;
-  if (!text || writing || sending === mine) return;
-  sending = mine;
-  await attempt(() => send(text));
-  if (sending === mine) sending = null;
+  if (text) await sendOnce(() => send(text));
 }
 
 function fit() {

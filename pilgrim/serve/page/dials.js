@@ -49,7 +49,8 @@ export class Dials {
       const input = document.createElement("input");
       Object.assign(input, { type: "range", min: least, max: most, step, id: `dial-${name}` });
       input.setAttribute("aria-description", what);
-      input.addEventListener("input", () => this.take());
+      input.addEventListener("input", () => (value.textContent = input.value));
+      input.addEventListener("change", () => this.take()); // not while it is being drawn: each is kept by the server
       label.append(words, value, input);
       box.append(label);
       this.inputs[name] = { input, value };

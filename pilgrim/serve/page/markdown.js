@@ -31,7 +31,7 @@ DOMPurify.addHook("afterSanitizeAttributes", (node) => {
 // `calls` of tools are shown where they stand in the text. Their places are marked by characters that no text has
 // (Unicode's private ones), as Markdown leaves those alone.
 export function render(text, calls = []) {
-  const characters = Array.from(text.replace(/[\uE000\uE001]/g, ""));
+  const characters = Array.from(text.replace(/[\uE000\uE001]/g, "\uFFFD")); // one for one, as calls are placed by number
   for (const [number, { offset }] of [...calls.entries()].reverse()) characters.splice(offset, 0, `\uE000${number}\uE001`);
   const box = rendered(characters.join(""));
   const texts = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
@@ -74,9 +74,21 @@ export function copyButton(text, label = "Copy the code") {
   button.textContent = "Copy";
   button.setAttribute("aria-label", label);
   button.addEventListener("click", async () => {
-    await navigator.clipboard.writeText(text());
+    await copy(text());
     button.textContent = "Copied";
     setTimeout(() => (button.textContent = "Copy"), 1500);
   });
   return button;
+}
+
+// A page that comes over plain HTTP from another machine has no clipboard (https://w3c.github.io/clipboard-apis asks
+// for a secure context); there the older way must do: select it, and have the browser copy what is selected.
+async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const field = document.createElement("textarea");
+  field.value = text;
+  document.body.append(field);
+  field.select();
+  document.execCommand("copy");
+  field.remove();
 }

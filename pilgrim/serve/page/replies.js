@@ -59,6 +59,7 @@ export async function reply(message, model, messages, dials, wantsTokens, signal
   const path = continues(model) ? "/v1/completions" : "/v1/chat/completions";
   const about = message.about;
   const began = performance.now();
+  about.most = dials.max_tokens;
   try {
     for await (const event of events(path, body(model, messages, dials, wantsTokens), signal)) {
       if (event.usage) about.written = event.usage.completion_tokens;

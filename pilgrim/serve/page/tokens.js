@@ -48,7 +48,7 @@ const shown = (text) => JSON.stringify(text).slice(1, -1).replaceAll('\\"', '"')
 function show(one, [text, logprob, others]) {
   hide();
   one.classList.add("shown");
-  const rows = others.some(([other]) => other === text) ? others : [[text, logprob], ...others];
+  const rows = others.some(([other]) => other === text) ? others : [...others, [text, logprob]];
   tip.replaceChildren(...rows.map(([other, its]) => row(other, its, other === text)));
   tip.hidden = false;
   const place = one.getBoundingClientRect();

@@ -8,9 +8,13 @@ export function branch(chat) {
   return found.reverse();
 }
 
-// The messages that follow the same one: other wordings, other replies.
+// What else follows the same message: other wordings, other replies. Replies that stand side by side are one of them,
+// for which `message` stands if it is among them, and else the last.
 export function siblings(chat, message) {
-  return chat.messages.filter((other) => other.parent === message.parent && other.role === message.role);
+  const all = chat.messages.filter((other) => other.parent === message.parent && other.role === message.role);
+  const last = new Map(all.map((one) => [one.about.group ?? one.id, one]));
+  last.set(message.about.group ?? message.id, message);
+  return all.filter((one) => last.get(one.about.group ?? one.id) === one);
 }
 
 // The newest message at the end of what follows `message`: where one arrives by changing to its branch.
@@ -27,5 +31,12 @@ export function newestLeaf(chat, message) {
 export function together(chat, message) {
   const group = message.about.group;
   if (!group) return [message];
-  return siblings(chat, message).filter((other) => other.about.group === group);
+  return chat.messages.filter((other) => other.parent === message.parent && other.about.group === group);
+}
+
+// Which message the next one follows. Turns alternate, so one that got no reply is not followed: the next stands in its
+// place, as another branch.
+export function behindTheLastReply(chat) {
+  const last = branch(chat).at(-1);
+  return last?.role === "user" ? last.parent : chat.leaf;
 }

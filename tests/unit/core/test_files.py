@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from pilgrim.core.files import (
     sha256_file,
     write_atomic,
     write_json_atomic,
+    write_lines_zst,
 )
 
 Limit = Callable[[int], AbstractContextManager[None]]
@@ -43,6 +44,21 @@ def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path: Path, no_file_b
         write_atomic(path, b"x" * 100_000)
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["a.bin"]
+
+
+def test_lines_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "rows" / "a.jsonl.zst"
+    rows = [{"n": n, "text": "Grüße\u2028"} for n in range(3)]
+    write_lines_zst(path, (json.dumps(row, ensure_ascii=False) for row in rows))
+    assert [row for _, row in read_jsonl_zst(path)] == rows
+
+    def lines() -> Iterator[str]:
+        yield "{}"
+        raise DataError("line 2 is bad")
+
+    with pytest.raises(DataError, match="line 2 is bad"):
+        write_lines_zst(path, lines())
+    assert [row for _, row in read_jsonl_zst(path)] == rows and names(path.parent) == ["a.jsonl.zst"]
 
 
 def test_no_permission_is_told(foreign_folder: Path) -> None:

@@ -11,7 +11,15 @@ import zstandard
 
 from pilgrim.core.config import build
 from pilgrim.core.errors import DataError, SettingsError
-from pilgrim.data.datasets import DatasetSettings, conversations, conversations_of, documents_of, drawn, texts
+from pilgrim.data.datasets import (
+    DatasetSettings,
+    conversations,
+    conversations_of,
+    documents_of,
+    drawn,
+    rows_as_they_are,
+    texts,
+)
 from pilgrim.stages.recipe import Recipe
 
 TALKS = [
@@ -127,6 +135,36 @@ def test_names_among_files(tmp_path: Path) -> None:
     assert [t.text for t in documents_of(["dataset:tales"], known)] == ["Once."]
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.zst", "parquet"])
+@pytest.mark.parametrize("kind", ["rows", "gsm8k", "conversations"])
+def test_rows_as_they_are(tmp_path: Path, ending: str, kind: str) -> None:
+    rows = [{"question": f"{i}?", "answer": f"#### {i}", "more": [{"deep": [i]}]} for i in range(12)]
+    both = dataset(kind=kind, files=[written(tmp_path / f"a.{ending}", rows)])
+    assert list(rows_as_they_are("x", both, lambda row, where: row)) == rows
+    some = both.model_copy(update={"limit": 5, "seed": 3})
+    assert list(rows_as_they_are("x", some, lambda row, where: row)) == [
+        row for _, row in drawn((("", row) for row in rows), 5, 3)
+    ]
+
+
+def test_rows_that_cannot_be_used(tmp_path: Path) -> None:
+    def odd(row: dict[str, Any], where: str) -> int:
+        if row["n"] % 2 == 0:
+            raise DataError(f"{where}: {row['n']} is even")
+        return int(row["n"])
+
+    file = written(tmp_path / "a.jsonl", [{"n": n} for n in range(1, 6)])
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: 2 is even"):
+        list(rows_as_they_are("x", dataset(kind="rows", files=[file]), odd))
+    told: list[str] = []
+    skipping = dataset(kind="rows", files=[file], bad_rows="skip")
+    assert list(rows_as_they_are("x", skipping, odd, told.append)) == [1, 3, 5]
+    assert "datasets.x: 2 rows of 5 were skipped, such as" in told[0]
+    none = dataset(kind="rows", files=[written(tmp_path / "b.jsonl", [{"n": 2}])], bad_rows="skip")
+    with pytest.raises(DataError, match=r"datasets\.x holds no row; name files with rows in them"):
+        list(rows_as_they_are("x", none, odd))
+
+
 HASH = "740312add88f781978c0658806c59bc2815b9866"
 
 
@@ -158,6 +196,13 @@ def test_tables_that_contradict_themselves(tables: dict[str, Any], sentence: str
     assert str(error.value).startswith(f"x.toml: {sentence}")
 
 
+KNOWN = {
+    "smalltalk": {"kind": "identity"},
+    "asis": {"kind": "rows", "files": ["a.parquet"]},
+    "tales": {"kind": "text", "files": ["t.txt"]},
+}
+
+
 @pytest.mark.parametrize(
     ("recipe", "sentence"),
     [
@@ -184,9 +229,38 @@ def test_tables_that_contradict_themselves(tables: dict[str, Any], sentence: str
             {"data": {"train": ["dataset:smalltalk"]}},
             "[data] names dataset:smalltalk where text must stand, but its kind is identity",
         ),
+        (
+            {"data": {"conversations": ["dataset:asis"]}},
+            "[data] names dataset:asis where conversations must stand, but its kind is rows",
+        ),
+        (
+            {"midtrain": {"mixture": {"asis": {"weight": 1}}}},
+            "midtrain.mixture names asis, but its kind is rows, which only [dpo] and [rl] read; say what",
+        ),
+        (
+            {"dpo": {"steps": 9, "pairs": ["dataset:asos"]}},
+            "dpo.pairs names dataset:asos, but there is no [datasets.asos]; did you mean asis?",
+        ),
+        (
+            {"dpo": {"steps": 9, "pairs_val": ["dataset:tales"]}},
+            'dpo.pairs_val names dataset:tales, but its kind is text, of which only "text" is read; write',
+        ),
+        (
+            {"rl": {"steps": 9, "tasks": {"a": {"kind": "gsm8k", "prompts": "dataset:smalltalk"}}}},
+            "rl.tasks.a.prompts names dataset:smalltalk, but its kind is identity, which is made here",
+        ),
+        (
+            {
+                "rl": {
+                    "steps": 9,
+                    "tasks": {"a": {"kind": "gsm8k", "prompts": "dataset:asis", "held_out": "dataset:b"}},
+                }
+            },
+            "rl.tasks.a.held_out names dataset:b, but there is no [datasets.b]; there are",
+        ),
     ],
 )
 def test_recipes_that_name_what_is_not_there(recipe: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingsError) as error:
-        build(Recipe, {"name": "x", "datasets": {"smalltalk": {"kind": "identity"}}, **recipe}, "x.toml")
+        build(Recipe, {"name": "x", "datasets": KNOWN, **recipe}, "x.toml")
     assert str(error.value).startswith(f"x.toml: {sentence}")

@@ -60,18 +60,20 @@ def test_what_a_tool_answers_is_not_drawn_and_too_many_calls_are_not_answered(
     model: Transformer, runtime: Runtime
 ) -> None:
     eager = copy.deepcopy(model)
-    with torch.no_grad():  # whatever it has read, the mark is by far the likeliest
-        eager.lm_head.weight.zero_()
+    with torch.no_grad():  # whatever it has read, the end of a call is by far the likeliest
+        for parameter in eager.parameters():
+            parameter.zero_()
+        eager.model.embed_tokens.weight.fill_(1.0)
         eager.model.norm.weight.fill_(1.0)
+        eager.lm_head.weight[END_OF_CALL] = 10.0
+    sampling = DRAWN.model_copy(update={"max_tokens": 13})
     engine = Engine(eager, runtime)
-    (one,) = write(engine, [[5, CALL]], DRAWN, (), [0], Echo(), most_calls=2)  # type: ignore[arg-type]
-    assert all(one.drawn)  # all ids are as likely: no call ends
-
-    bias = dict.fromkeys(range(97), 0.0) | {END_OF_CALL: 50.0}
-    request = engine.submit([5, CALL], DRAWN, logit_bias=bias, top_logprobs=0, follow=Echo().answer)
-    while not request.over:
-        engine.step()
-    assert request.ids[:6] == [END_OF_CALL, RESPONSE, 60, 61, END_OF_RESPONSE, END_OF_CALL]
+    (one,) = write(engine, [[5, CALL]], sampling, (), [0], Echo(), most_calls=2)  # type: ignore[arg-type]
+    answered, unanswered = [END_OF_CALL, RESPONSE, 60, 61, END_OF_RESPONSE], [RESPONSE, END_OF_RESPONSE]
+    assert one.ids == [*answered, *answered, END_OF_CALL, *unanswered]
+    assert one.drawn == [i == END_OF_CALL for i in one.ids]
+    assert all(logprob == 0 for logprob, drawn in zip(one.logprobs, one.drawn, strict=True) if not drawn)
+    assert not one.ended
 
 
 @pytest.mark.parametrize(

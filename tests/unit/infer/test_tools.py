@@ -88,9 +88,9 @@ def test_what_it_refuses(expression: str, why: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.sampled_from("0123456789.,+-*/%()'\"ale[:]n "), max_size=60))
 def test_it_always_answers_and_soon(expression: str) -> None:
-    before = time.monotonic()
+    before = time.thread_time()  # of this thread's work: whatever else the machine does
     assert isinstance(calculator(expression), str)
-    assert time.monotonic() - before < 0.5
+    assert time.thread_time() - before < 0.5
 
 
 @given(st.integers(-999, 999), st.integers(-999, 999), st.sampled_from("+-*"))

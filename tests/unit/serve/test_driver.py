@@ -33,7 +33,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def served(run: Path) -> Iterator[Served]:
     """A server that writes one reply at a time, and lets nobody wait."""
-    settings = ServeSettings(port=0, stall_s=0.5)
+    with serving({"tiny": run}, rows=1, waiting=0, kept=1) as server:
+        yield server
+
+
+@pytest.fixture
+def impatient(run: Path) -> Iterator[Served]:
+    """The same, which soon gives up those who stand still, and notices it as its buffers are small."""
+    settings = ServeSettings(port=0, stall_s=1)
     with serving({"tiny": run}, settings, rows=1, waiting=0, kept=1, send_buffer=4096) as server:
         yield server
 
@@ -81,8 +88,9 @@ def test_who_goes_away_before_the_answer_frees_the_place(served: Served) -> None
     answered_at_last(served)
 
 
-def test_who_reads_nothing_is_given_up(served: Served) -> None:
+def test_who_reads_nothing_is_given_up(impatient: Served) -> None:
     """The tables of likely tokens fill all buffers soon."""
+    served = impatient
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect((served.host, served.port))
@@ -93,8 +101,8 @@ def test_who_reads_nothing_is_given_up(served: Served) -> None:
         answered_at_last(served)
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(served: Served) -> None:
-    with socket.create_connection((served.host, served.port)) as connection:
+def test_a_body_that_does_not_come_is_not_waited_for(impatient: Served) -> None:
+    with socket.create_connection((impatient.host, impatient.port)) as connection:
         head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
         connection.sendall(head + b"Content-Type: application/json\r\n\r\n{")
         assert connection.recv(12) == b"HTTP/1.1 408"
@@ -187,7 +195,7 @@ def test_spoiled_weights_end_replies_with_an_error_and_no_other_models(tmp_path:
     store.save(2, {"model": weights}, found.state)
     with serving({"bad": bad, "tiny": run}) as served:
         for echo in (False, True):
-            with pytest.raises(openai.APIError, match="weights are spoiled"):
+            with pytest.raises(openai.InternalServerError, match="weights are spoiled"):
                 served.client.completions.create(model="bad", prompt="x", echo=echo, logprobs=1)
         with pytest.raises(openai.APIError, match="weights are spoiled"):
             list(served.client.completions.create(model="bad", prompt="x", stream=True))

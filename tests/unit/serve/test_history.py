@@ -45,6 +45,12 @@ def test_what_is_said_is_kept(chats: Chats) -> None:
     assert Chats(chats.file).read(chat["id"]) == chat  # another process
 
 
+def test_others_on_the_machine_can_not_read_it(chats: Chats) -> None:
+    talk(chats, "Hello")
+    files = list(chats.file.parent.iterdir())
+    assert files and all(file.stat().st_mode & 0o077 == 0 for file in files)
+
+
 def test_an_edited_message_begins_a_branch_of_its_own(chats: Chats) -> None:
     chat = talk(chats, "Hello", "Hi!", "Tell me a story", "Once")
     first, reply = chat["messages"][:2]
@@ -201,7 +207,14 @@ def test_a_bad_import_adds_nothing(chats: Chats, data: Any, complaint: str) -> N
 
 @pytest.mark.parametrize(
     "about",
-    [{"a": "\ud83d"}, {"a": float("nan")}, {"a": float("inf")}, {"calls": None}, {"calls": [{"offset": 1}]}],
+    [
+        {"a": "\ud83d"},
+        {"a": float("nan")},
+        {"a": float("inf")},
+        json.loads('{"a":' * 300 + "[]" + "}" * 300),
+        {"calls": None},
+        {"calls": [{"offset": 1}]},
+    ],
 )
 def test_what_could_not_be_sent_again_is_not_kept(chats: Chats, about: dict[str, Any]) -> None:
     """Else one bad value spoils the list of all chats, or their training rows."""

@@ -54,6 +54,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         ({"stream": "yes"}, "stream"),
         ({"model": 5}, "model"),
         ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"Temperature": 1}, "Temperature"),
+        ({"str": 1}, "str"),
     ],
 )
 @pytest.mark.parametrize("path", [CHAT, TEXT])
@@ -79,6 +81,7 @@ def test_what_both_refuse(served: Served, path: str, body: dict[str, Any], param
         ({"messages": [*HELLO, {"role": "system", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages"),
         ({"messages": [{"role": "user", "content": "x", "name": "Ann"}]}, "messages.0.name"),
+        ({"messages": [{"role": "user", "content": "x", "Name": "Ann"}]}, "messages.0.Name"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logprobs": 1}, "logprobs"),

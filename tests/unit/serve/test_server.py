@@ -98,9 +98,9 @@ def test_chats_are_what_the_engine_writes(served: Served, engine: Engine, tokeni
 
 
 def test_weights_of_fewer_bits_are_served(run: Path, tokenizer: Tokenizer) -> None:
-    rounded = load_engine(run / "sft", tokenizer, RUNTIME, weights="int8")
+    rounded = load_engine(run / "sft", tokenizer, RUNTIME, weights="int8", cache="int8")
     (expected,) = written(rounded, tokenizer, [[tokenizer.eot_id]], temperature=0, max_tokens=20)
-    with serving({"tiny": run}, weights="int8") as server:
+    with serving({"tiny": run}, weights="int8", cache="int8") as server:
         found = server.client.completions.create(model="tiny", prompt="", temperature=0, max_tokens=20)
     assert found.choices[0].text == expected
 
@@ -310,3 +310,30 @@ def test_chats_are_written_down_only_if_told(run: Path, tmp_path: Path) -> None:
     assert first["asked"]["messages"] == HELLO
     assert first["replies"] == [found.choices[0].message.content]
     assert second["asked"]["prompt"] == "x"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_can_not_be_written_down_is_told_and_frees_its_place(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stream: bool
+) -> None:
+    gone = tmp_path / "gone" / "chats.jsonl"
+    with serving({"tiny": run}, ServeSettings(port=0, log_chats=gone)) as served:
+        with pytest.raises(openai.APIError, match="could not be written down") as caught:
+            found = served.client.completions.create(model="tiny", prompt="x", max_tokens=5, stream=stream)
+            list(found)
+        assert str(tmp_path) not in str(caught.value)
+        (model,) = served.models.loaded
+        assert model.driver.taken == 0
+    assert str(gone) in capsys.readouterr().err
+
+
+def test_a_foreign_page_is_refused_before_its_body_is_read(run: Path, tmp_path: Path) -> None:
+    """It could send the server as much as it likes, though it never learns the answer."""
+    with serving({"tiny": run}, ServeSettings(port=0, chats=tmp_path / "chats.sqlite")) as served:
+        for foreign in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "same-site"}):
+            status, _, data = served.ask("POST", "/api/import", b"no JSON", foreign)
+            assert status == 403 and "own page" in json.loads(data)["error"]["message"]
+        status, _, data = served.ask("POST", "/api/import", b"no JSON")
+        assert status == 400 and json.loads(data)["error"]["type"] == "invalid_request_error"
+        status, _, data = served.ask("GET", "/api/chats/7")
+        assert status == 404 and json.loads(data)["error"]["message"].startswith("chat 7 does not exist")

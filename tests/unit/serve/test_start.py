@@ -47,6 +47,8 @@ def test_what_it_refuses_to_begin_with(
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     assert "can't be listened at" in refused(str(run), "--port", str(taken_port))
     assert "can't be listened at" in refused(str(run), "--host", "no.such.host.invalid", "--port", "0")
+    assert "can't be listened at" in refused(str(run), "--host", "a..b", "--port", "0")
+    assert "--max-body-mb inf: is no size" in refused(str(run), "--max-body-mb", "inf")
     assert "NO_SUCH_KEY: that variable is empty" in refused(str(run), "--api-key-env", "NO_SUCH_KEY")
     assert "could not be written" in refused(str(run), "--log-chats", str(run / "recipe.toml" / "x"))
     empty = tmp_path / "empty"
