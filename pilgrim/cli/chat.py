@@ -1,7 +1,7 @@
 """`pilgrim chat`: talk with a trained model in the terminal."""
 
 import secrets
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 

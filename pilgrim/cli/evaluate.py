@@ -1,7 +1,7 @@
 """`pilgrim eval`: measure a trained model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 

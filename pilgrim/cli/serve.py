@@ -1,7 +1,7 @@
 """`pilgrim serve`: models behind OpenAI's HTTP API."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
