@@ -66,7 +66,8 @@ class Reply:
 class Event(NamedTuple):
     """A token that a request wrote, and what the model thought of it if that was asked for.
 
-    `token_id` is None where a stop token ended it. Afterwards `request.over` tells whether it was the last.
+    `token_id` is None where a stop token ended it, or its `failure`. Afterwards `request.over` tells whether
+    it was the last.
     """
 
     request: Request
@@ -168,7 +169,8 @@ class Engine:
         token, and returns ids that come next without being drawn, such as a tool's answer. `grammar` says
         which tokens may come next, where the reply shall be JSON or the like (constrained.py): such a reply
         is `ended` only if it is complete; one that could not be followed has `trouble`. What `follow` forces
-        is no part of it.
+        is no part of it. What `until`, `follow` or `grammar` raises is the request's `failure`, and ends it
+        and no other.
 
         Raises DataError for a prompt that is empty, fills the context by itself (cut it before), or has ids
         that the model doesn't know.
@@ -205,7 +207,8 @@ class Engine:
         """One pass for whoever is at work; the tokens that came of it.
 
         Raises PilgrimError if the model's weights are spoiled. If a step is broken off, by that or a
-        Ctrl-C, the engine stays as good as before it.
+        Ctrl-C, the engine stays as good as before it. A request whose own code fails (`submit` says which)
+        ends with its `failure`, which is not raised here, as nobody else has to suffer from it.
         """
         work = self._queue.plan()
         if not work:
@@ -219,8 +222,12 @@ class Engine:
             raise
         self._queue.done(work)
         events, drawn = [], zip(places, ids, scores, strict=True)
-        for request, of_one in groupby(drawn, key=lambda each: each[0].request):
-            events += self._take_all(request, [(token_id, thought) for _, token_id, thought in of_one])
+        try:
+            for request, of_one in groupby(drawn, key=lambda each: each[0].request):
+                events += self._take_alone(request, [(token_id, thought) for _, token_id, thought in of_one])
+        except BaseException:  # a Ctrl-C: whoever's turn did not come reads its last token again
+            self._queue.undo([each for each in work if not each.request.over and each.request.unread == 0])
+            raise
         return events
 
     def generate(
@@ -248,7 +255,8 @@ class Engine:
             self._queue.add(request)
         try:
             while not all(request.over for request in requests):
-                self.step()
+                for event in self.step():
+                    event.request.complain()
         finally:
             for request in requests:
                 self.cancel(request)
@@ -305,6 +313,18 @@ class Engine:
     def _draw(self, scores_bv: Tensor, places: Sequence[Place]) -> list[int]:
         return draw(scores_bv, places)
 
+    def _take_alone(self, request: Request, drawn: Sequence[tuple[int, TokenScores | None]]) -> list[Event]:
+        """`_take_all`; what the request's own code raises is its own `failure`, and the end of it."""
+        try:
+            request.complain()  # its form has failed before the token was drawn
+            return self._take_all(request, drawn)
+        except BaseException as error:
+            request.failure = error
+            self.cancel(request)
+            if not isinstance(error, Exception):
+                raise
+            return [Event(request, None, None)]
+
     def _take_all(self, request: Request, drawn: Sequence[tuple[int, TokenScores | None]]) -> list[Event]:
         """Appends what was drawn at a request's places, up to the first guess that is wrong."""
         guess, right, events = request.guess, 0, list[Event]()
@@ -334,6 +354,8 @@ class Engine:
         events = [self._append(request, token_id, scores)]
         if request.follow and not request.over:
             for forced in request.follow(request.ids):
+                if not 0 <= forced < self.config.vocab_size:  # or the next pass would fail for all
+                    raise ValueError(f"follow: {forced} is no token of the model")
                 if not request.over:
                     events.append(self._append(request, forced, None))
         return events
@@ -469,6 +491,7 @@ class Session:
                 while told < len(request.tokens):
                     told += 1
                     yield request.tokens[told - 1]
+                request.complain()
                 if request.over:
                     break
                 self._engine.step()  # others that are at work get on with it, too

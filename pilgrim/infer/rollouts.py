@@ -57,6 +57,7 @@ def write(
     try:
         while not engine.idle:
             for event in engine.step():
+                event.request.complain()
                 thoughts[event.request].append(event.scores.log_prob if event.scores else None)
     finally:
         for request in requests:

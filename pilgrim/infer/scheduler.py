@@ -54,6 +54,9 @@ class Request:
     lookup: Lookup | None = None  # who guesses for it
     guess: Sequence[int] = ()  # how it may go on, read in this pass
     trouble: str | None = None  # why it had to end before it was complete, as a sentence
+    failure: BaseException | None = (
+        None  # what its own `until`, `follow` or `grammar` raised, and so ended it
+    )
     ended: bool = False  # by a stop token or by `until`
     stopped_by: int | None = None  # the stop token, which is not among `tokens`
     over: bool = False
@@ -75,6 +78,11 @@ class Request:
     @property
     def unread(self) -> int:
         return len(self.tokens) - self.read
+
+    def complain(self) -> None:
+        """Raises its failure, if it has one."""
+        if self.failure is not None:
+            raise self.failure
 
 
 class Work(NamedTuple):

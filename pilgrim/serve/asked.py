@@ -50,12 +50,10 @@ class StreamOptions(Body):
     include_obfuscation: Literal[False] | None = None
 
 
-class Asked(Body):
-    """What both endpoints take."""
+class Dials(Body):
+    """What all endpoints that write take."""
 
     model: str = Field(description="an id of /v1/models, such as pocket or pocket:pretrain@1200")
-    n: Whole | None = Field(None, ge=1, le=MOST_CHOICES, description="how many replies")
-    max_tokens: Whole | None = Field(None, ge=0, description="longest reply; never beyond the context")
     temperature: float | None = Field(None, ge=0, le=2, description="0: the likeliest token; left out: 1")
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: Whole | None = Field(None, ge=1)
@@ -65,18 +63,25 @@ class Asked(Body):
     dry_multiplier: float | None = Field(None, ge=0, le=10)
     dry_base: float | None = Field(None, ge=1, le=4)
     dry_allowed: Whole | None = Field(None, ge=1)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="only 0 is served")
-    presence_penalty: float | None = Field(None, ge=-2, le=2, description="only 0 is served")
     seed: Whole | None = Field(
         None, ge=-(2**63), lt=2**63, description="the same seed, the same reply; left out: another each time"
     )
-    stop: str | list[str] | None = Field(None, description=f"up to {MOST_STOPS} strings that end a reply")
-    logit_bias: dict[str, float] | None = Field(None, description="token id -> -100 to 100")
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     user: str | None = Field(None, description="taken, and not used")
     metadata: dict[str, str] | None = Field(None, description="taken, and not used")
     service_tier: Literal["auto", "default"] | None = None
+
+
+class Asked(Dials):
+    """What completions of chats and of texts take."""
+
+    n: Whole | None = Field(None, ge=1, le=MOST_CHOICES, description="how many replies")
+    max_tokens: Whole | None = Field(None, ge=0, description="longest reply; never beyond the context")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="only 0 is served")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="only 0 is served")
+    stop: str | list[str] | None = Field(None, description=f"up to {MOST_STOPS} strings that end a reply")
+    logit_bias: dict[str, float] | None = Field(None, description="token id -> -100 to 100")
+    stream_options: StreamOptions | None = None
 
     def sampling(self, max_tokens: int) -> Sampling:
         """How replies are drawn. Raises Refusal for what the engine lacks."""
@@ -227,7 +232,7 @@ class AskedChat(Asked):
     store: Literal[False] | None = None
 
 
-B = TypeVar("B", bound=Body)
+B = TypeVar("B", bound=BaseModel)
 
 
 async def read_body(request: Request, kind: type[B], most_bytes: int, most_s: float) -> B:

@@ -25,10 +25,11 @@ from pilgrim.text.tokenizer import Tokenizer
 
 async def chat(request: Request, office: Office) -> Response:
     """Raises Refusal."""
-    return await served(request, office, AskedChat, _begin)
+    return await served(request, office, AskedChat, begin)
 
 
-async def _begin(asked: AskedChat, model: Loaded) -> Exchange:
+async def begin(asked: AskedChat, model: Loaded) -> Exchange:
+    """Has the replies written. Raises Refusal."""
     if not model.entry.chats:
         raise Refusal(
             f"{model.entry.id} is a base model, which has not learned to answer; use /v1/completions, or a "

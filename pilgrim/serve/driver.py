@@ -13,6 +13,9 @@ What happens to a reader that is slower than the model? Its reply is written at 
 and waits in memory, which is bounded, as a reply is by the context. So nobody waits for anybody; and one who
 reads nothing at all is given up after a while (events.py).
 
+What goes wrong in one reply (its form, its stop strings, its tool, its text) ends that one with an error. If
+a pass of the network fails, nobody can tell whose fault it is, and all replies that were at work end.
+
 How many may wait is bounded too. Who comes when all places are taken is told to come again (429), and
 after how many seconds: about when the next place should be free, by how long replies took lately.
 """
@@ -31,7 +34,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from pilgrim.core.errors import PilgrimError
-from pilgrim.infer.engine import Engine
+from pilgrim.infer.engine import Engine, Event
 from pilgrim.infer.grammar import Grammar
 from pilgrim.infer.sampling import Sampling
 from pilgrim.infer.scheduler import Request
@@ -245,9 +248,8 @@ class Driver:
             )
         except PilgrimError as error:
             self._tell(ticket.inbox.put_nowait, Refusal(str(error)))
-        except Exception:
-            traceback.print_exc()
-            self._tell(ticket.inbox.put_nowait, our_fault())
+        except Exception as error:
+            self._tell(ticket.inbox.put_nowait, _explained(error))
         else:
             self._requests[request] = job
             self._tickets[job] = ticket
@@ -264,28 +266,32 @@ class Driver:
     def _step(self) -> None:
         try:
             events = self.engine.step()
-        except PilgrimError as error:
-            self._fail(Refusal(str(error), status=500))
+        except Exception as error:
+            self._fail(_explained(error))
             return
-        except Exception:
-            traceback.print_exc()
-            self._fail(our_fault())
-            return
-        told: dict[Request, Job] = {}
+        told: dict[Request, list[Event]] = {}
         for event in events:
-            job = told.setdefault(event.request, self._requests[event.request])
-            job.writer.take(event)
-        pieces: list[tuple[Ticket, tuple[Job, Piece] | Refusal]] = []
-        for request, job in told.items():
-            ticket = self._tickets[job]
+            told.setdefault(event.request, []).append(event)
+        pieces = []
+        for request, its_events in told.items():
+            job = self._requests[request]
+            pieces.append((self._tickets[job], self._news(request, job, its_events)))
             if request.over:
                 self._forget(request)
-            if request.trouble:  # its form can't be kept
-                pieces.append((ticket, Refusal(request.trouble, param="response_format")))
-            else:
-                piece = job.writer.last(request.ended) if request.over else job.writer.piece()
-                pieces.append((ticket, (job, piece)))
         self._tell(_deliver, pieces)
+
+    def _news(self, request: Request, job: Job, events: Sequence[Event]) -> tuple[Job, Piece] | Refusal:
+        """What is new in one reply. If it has failed, or that can't be told, it is over, and no other."""
+        if request.trouble:  # its form can't be kept
+            return Refusal(request.trouble, param="response_format")
+        try:
+            request.complain()
+            for event in events:
+                job.writer.take(event)
+            return job, job.writer.last(request.ended) if request.over else job.writer.piece()
+        except Exception as error:
+            self.engine.cancel(request)
+            return _explained(error)
 
     def _fail(self, why: Refusal) -> None:
         """Nobody can go on: what each of them is told."""
@@ -298,6 +304,14 @@ class Driver:
     def _tell(self, work: Callable[..., object], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop is closed, so nobody is left to be told
             self._loop.call_soon_threadsafe(work, *arguments)
+
+
+def _explained(error: Exception) -> Refusal:
+    """What clients are told of it. What no person can mend is a bug, and told in the server's terminal."""
+    if isinstance(error, PilgrimError):
+        return Refusal(str(error), status=500)
+    traceback.print_exception(error)
+    return our_fault()
 
 
 def _deliver(pieces: Sequence[tuple[Ticket, tuple[Job, Piece] | Refusal]]) -> None:

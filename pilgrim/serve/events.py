@@ -2,7 +2,8 @@
 
 A stream is sent as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html), as
 OpenAI does: lines of "data: {…}", an empty line behind each, and "data: [DONE]" at the end. What goes wrong
-on the way is an error object in place of the next one, and then the stream ends.
+on the way is an error object in place of the next one, and then the stream ends. Events that have a `type`
+are named by it, in a line of their own, and need no [DONE] behind them.
 
 Whoever waits for a model for seconds may be gone before it has answered. So each answer is made beside a task
 that waits for the connection's end; whichever comes first ends the other. A client that keeps its connection
@@ -53,17 +54,18 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        name = ""
         async with aclosing(self._events) as events:
             async for event in events:
-                await self._part(send, as_json(event))
-            await self._part(send, "[DONE]")
+                name = f"event: {event['type']}\n" if "type" in event else ""
+                await self._part(send, f"{name}data: {as_json(event)}\n\n")
+            if not name:
+                await self._part(send, "data: [DONE]\n\n")
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _part(self, send: Send, data: str) -> None:
+    async def _part(self, send: Send, lines: str) -> None:
         async with asyncio.timeout(self._stall_s):
-            await send(
-                {"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True}
-            )
+            await send({"type": "http.response.body", "body": lines.encode(), "more_body": True})
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:

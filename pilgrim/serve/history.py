@@ -30,6 +30,7 @@ from pilgrim.core.errors import DataError, PilgrimError
 
 FORMAT = 1  # of an exported file
 LONGEST_TITLE = 80  # characters
+LONGEST_MESSAGE = 1_000_000  # characters
 DEEPEST = 50  # lists and objects within each other: pydantic, which sends them, gives up at some 250
 SNIPPET = 60  # characters on each side of what was searched for
 
@@ -225,6 +226,11 @@ class Chats:
 
     def _insert(self, db: sqlite3.Connection, chat: int, message: NewMessage, now_s: float) -> int:
         self._refuse_foreign(db, chat, message.parent, "parent")
+        if len(message.content) > LONGEST_MESSAGE:
+            raise DataError(
+                f"a message has {len(message.content):,} characters, and {LONGEST_MESSAGE:,} are the most; "
+                "divide it"
+            )
         about = message.about or {}
         _refuse_bad_calls(about.get("calls", []))
         added = db.execute(

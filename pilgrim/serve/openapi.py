@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from pilgrim.serve.asked import AskedChat, AskedCompletion, Body
+from pilgrim.serve.items import AskedResponse
 
 SCHEMAS = "#/components/schemas/"
 REFUSALS = {
@@ -52,6 +53,21 @@ class Answer(BaseModel):
     usage: dict[str, int]
 
 
+class ResponseAnswer(BaseModel):
+    """A response; OpenAI's reference describes each field."""
+
+    id: str
+    object: str
+    created_at: int
+    status: str
+    error: dict[str, Any] | None
+    incomplete_details: dict[str, Any] | None
+    model: str
+    system_fingerprint: str
+    output: list[dict[str, Any]]
+    usage: dict[str, Any] | None
+
+
 def refusals(*but: int) -> dict[int | str, dict[str, Any]]:
     """The responses of a path that are errors."""
     return {
@@ -67,10 +83,10 @@ def takes(kind: type[Body]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def gives_answers() -> dict[int | str, dict[str, Any]]:
+def gives_answers(kind: type[BaseModel] = Answer) -> dict[int | str, dict[str, Any]]:
     """The responses of a path that has a model write."""
     stream: dict[str, Any] = {"text/event-stream": {}}
-    fine = {"model": Answer, "description": "whole, or with stream = true as events", "content": stream}
+    fine = {"model": kind, "description": "whole, or with stream = true as events", "content": stream}
     return {200: fine, **refusals()}
 
 
@@ -83,7 +99,8 @@ def description_of(app: FastAPI) -> Callable[[], dict[str, Any]]:
                 title=app.title, version=app.version, description=app.description, routes=app.routes
             )
             _, bodies = models_json_schema(
-                [(AskedChat, "validation"), (AskedCompletion, "validation")], ref_template=SCHEMAS + "{model}"
+                [(kind, "validation") for kind in (AskedChat, AskedCompletion, AskedResponse)],
+                ref_template=SCHEMAS + "{model}",
             )
             schemas = app.openapi_schema.setdefault("components", {}).setdefault("schemas", {})
             schemas |= bodies["$defs"]

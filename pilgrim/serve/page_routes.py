@@ -10,11 +10,13 @@
 
 The page asks models through /v1 like any other client. Here is only what concerns one person's own chats, so
 these paths are not for other web pages: a browser says in `Origin` (or `Sec-Fetch-Site`) who asks, and a
-foreign one is refused. The policy in `Content-Security-Policy` lets the page load nothing from elsewhere and
-run no script that is not a file of ours, whatever a model writes.
+foreign one is refused. Bodies are read and limited like those of /v1 (asked.py). The policy in
+`Content-Security-Policy` lets the page load nothing from elsewhere and run no script that is not a file of
+ours, whatever a model writes.
 """
 
 import json
+from asyncio import to_thread
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,11 +26,13 @@ from fastapi import Path as InPath
 from fastapi.responses import FileResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, RootModel
 
 from pilgrim.core.errors import DataError, PilgrimError
+from pilgrim.serve.asked import Body, read_body
 from pilgrim.serve.history import Chats, NewMessage, NoSuchChat
 from pilgrim.serve.refusals import Refusal
+from pilgrim.serve.settings import ServeSettings
 
 PAGE = Path(__file__).parent / "page"
 POLICY = (
@@ -40,37 +44,36 @@ HEADERS = {
     "Cache-Control": "no-cache",  # a browser asks whether they have changed: files of two versions don't fit
     "Referrer-Policy": "no-referrer",
 }
-LONGEST_TEXT = 1_000_000  # characters of a message
 
 Number = Annotated[int, InPath(ge=1, le=2**53)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class NewChat(_Body):
+class NewChat(Body):
     """Both may be left out: the first message of the user becomes the title."""
 
-    title: str = Field("", max_length=LONGEST_TEXT)
+    title: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-class ChatChanges(_Body):
+class ChatChanges(Body):
     """What is left out stays."""
 
-    title: str | None = Field(None, max_length=LONGEST_TEXT)
+    title: str | None = None
     settings: dict[str, Any] | None = None
     leaf: int | None = Field(None, ge=1, le=2**53)
 
 
-class Said(_Body):
+class Said(Body):
     """A message to keep."""
 
     role: Literal["user", "assistant"]
-    content: str = Field(max_length=LONGEST_TEXT)
+    content: str
     parent: int | None = Field(None, ge=1, le=2**53)
     about: dict[str, Any] = Field(default_factory=dict)
+
+
+class Exported(RootModel[dict[str, Any]]):
+    """What was exported; `Chats.imported` looks at it."""
 
 
 class _Files(StaticFiles):
@@ -82,14 +85,14 @@ class _Files(StaticFiles):
         return response
 
 
-def add_page(app: FastAPI, chats: Chats | None) -> None:
-    """Serve the page at / and, unless `chats` is None, keep its chats."""
+def add_page(app: FastAPI, settings: ServeSettings) -> None:
+    """Serve the page at / and, unless `settings.chats` is None, keep its chats."""
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
         return FileResponse(PAGE / "index.html", headers=HEADERS)
 
-    app.include_router(_chat_routes(chats))
+    app.include_router(_chat_routes(settings))
     app.mount("/page", _Files(directory=PAGE), name="page")
 
 
@@ -113,7 +116,9 @@ class _OwnRoute(APIRoute):
         return told
 
 
-def _chat_routes(chats: Chats | None) -> APIRouter:
+def _chat_routes(settings: ServeSettings) -> APIRouter:
+    chats = Chats(settings.chats) if settings.chats else None
+    limits = settings.max_body_bytes, settings.stall_s
     router = APIRouter(prefix="/api", include_in_schema=False, route_class=_OwnRoute)
 
     def kept() -> Chats:
@@ -122,39 +127,45 @@ def _chat_routes(chats: Chats | None) -> APIRouter:
         return chats
 
     @router.get("/chats")
-    def listed(search: Annotated[str, Query(max_length=1000)] = "") -> list[dict[str, Any]]:
-        return kept().listed(search)
+    async def listed(search: Annotated[str, Query(max_length=1000)] = "") -> list[dict[str, Any]]:
+        store = kept()
+        return await to_thread(lambda: store.listed(search))
 
     @router.post("/chats", status_code=201)
-    def new(body: NewChat) -> dict[str, Any]:
-        return kept().new(body.title, body.settings)
+    async def new(request: Request) -> dict[str, Any]:
+        store, body = kept(), await read_body(request, NewChat, *limits)
+        return await to_thread(lambda: store.new(body.title, body.settings))
 
     @router.get("/chats/{chat}")
-    def read(chat: Number) -> dict[str, Any]:
-        return kept().read(chat)
+    async def read(chat: Number) -> dict[str, Any]:
+        store = kept()
+        return await to_thread(lambda: store.read(chat))
 
     @router.patch("/chats/{chat}")
-    def change(chat: Number, body: ChatChanges) -> dict[str, Any]:
-        return kept().change(chat, body.model_dump(exclude_none=True))
+    async def change(request: Request, chat: Number) -> dict[str, Any]:
+        store, body = kept(), await read_body(request, ChatChanges, *limits)
+        return await to_thread(lambda: store.change(chat, body.model_dump(exclude_none=True)))
 
     @router.delete("/chats/{chat}", status_code=204)
-    def delete(chat: Number) -> None:
-        kept().delete(chat)
+    async def delete(chat: Number) -> None:
+        store = kept()
+        await to_thread(lambda: store.delete(chat))
 
     @router.post("/chats/{chat}/messages", status_code=201)
-    def add(chat: Number, body: Said) -> dict[str, Any]:
-        return kept().add(chat, NewMessage(body.role, body.content, body.parent, body.about))
+    async def add(request: Request, chat: Number) -> dict[str, Any]:
+        store, said = kept(), await read_body(request, Said, *limits)
+        message = NewMessage(said.role, said.content, said.parent, said.about)
+        return await to_thread(lambda: store.add(chat, message))
 
     @router.get("/export")
-    def export(rows: bool = False) -> Response:
-        if rows:
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept().training_rows())
-            return _download(lines, "application/jsonl", "chats.jsonl")
-        return _download(json.dumps(kept().exported(), ensure_ascii=False), "application/json", "chats.json")
+    async def export(rows: bool = False) -> Response:
+        store = kept()
+        return await to_thread(lambda: _rows_of(store) if rows else _all_of(store))
 
     @router.post("/import")
-    def take_in(data: dict[str, Any]) -> dict[str, int]:
-        return {"chats": kept().imported(data)}
+    async def take_in(request: Request) -> dict[str, int]:
+        store, body = kept(), await read_body(request, Exported, *limits)
+        return {"chats": await to_thread(lambda: store.imported(body.root))}
 
     return router
 
@@ -167,6 +178,15 @@ def _refuse_foreign(request: Request) -> None:
         raise Refusal(
             f"chats are for this server's own page, and not for {origin or 'another page'}", status=403
         )
+
+
+def _rows_of(store: Chats) -> Response:
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in store.training_rows())
+    return _download(lines, "application/jsonl", "chats.jsonl")
+
+
+def _all_of(store: Chats) -> Response:
+    return _download(json.dumps(store.exported(), ensure_ascii=False), "application/json", "chats.json")
 
 
 def _download(text: str, kind: str, name: str) -> Response:

@@ -2,11 +2,11 @@
 
 A reply is either waited for as a whole, or told as a stream of chunks. Both are made of the same pieces, and
 go into the same envelope. What differs between the two endpoints is how a choice looks; they say so in a
-`Form`.
+`Form`. (Responses have an envelope and events of their own: responses.py.)
 """
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
@@ -99,6 +99,14 @@ class Exchange:
             "total_tokens": self.prompt_tokens + written,
         }
 
+    async def pieces(self, replies: Sequence[Reply]) -> AsyncGenerator[tuple[int, Piece], None]:
+        """Each piece with its choice's index; they are gathered in `replies`. Raises Refusal."""
+        if self.ticket:
+            number = {job: i for i, job in enumerate(self.ticket.jobs)}
+            async for job, piece in self.ticket.pieces():
+                replies[number[job]].pieces.append(piece)
+                yield number[job], piece
+
     def close(self) -> None:
         if self.ticket:
             self.ticket.close()
@@ -115,24 +123,31 @@ async def served(
     return await answer(request, office, exchange)
 
 
-async def answer(request: Request, office: Office, exchange: Exchange) -> Response:
-    """The whole answer, or a stream of it. Raises Refusal, and Gone if nobody waits for it any more."""
+async def answer(
+    request: Request,
+    office: Office,
+    exchange: Exchange,
+    whole: Callable[[Office, Exchange], Coroutine[Any, Any, Json]] | None = None,
+    stream: Callable[[Office, Exchange], AsyncGenerator[Json, None]] | None = None,
+) -> Response:
+    """The whole answer, or a stream of it, made by `whole` and `stream`; left out, by the exchange's form.
+
+    Raises Refusal, and Gone if nobody waits for it any more.
+    """
     if exchange.asked.stream:
-        events = _stream(office, exchange)
+        events = (stream or _stream)(office, exchange)
         return EventStream(events, exchange.close, office.settings.stall_s)
     try:
-        return JSONResponse(await unless_gone(request, _whole(office, exchange)))
+        return JSONResponse(await unless_gone(request, (whole or _whole)(office, exchange)))
     finally:
         exchange.close()
 
 
 async def _whole(office: Office, exchange: Exchange) -> Json:
     replies = [Reply() for _ in range(exchange.choices)]
-    if exchange.ticket:
-        number = {job: i for i, job in enumerate(exchange.ticket.jobs)}
-        async for job, piece in exchange.ticket.pieces():
-            replies[number[job]].pieces.append(piece)
-    _log(office, exchange, replies)
+    async for _ in exchange.pieces(replies):
+        pass
+    log(office, exchange, replies)
     choices = [exchange.form.whole(i, reply) for i, reply in enumerate(replies)]
     return exchange.envelope(exchange.form.kind, choices, usage=exchange.usage(replies))
 
@@ -148,22 +163,20 @@ async def _stream(office: Office, exchange: Exchange) -> AsyncGenerator[Json, No
         for index in range(exchange.choices):
             if (choice := form.opening(index)) is not None:
                 yield chunk([choice])
-        if exchange.ticket:
-            number = {job: i for i, job in enumerate(exchange.ticket.jobs)}
-            async for job, piece in exchange.ticket.pieces():
-                replies[number[job]].pieces.append(piece)
-                if not piece.empty:
-                    yield chunk([form.part(number[job], piece)])
-        else:
+        async for index, piece in exchange.pieces(replies):
+            if not piece.empty:
+                yield chunk([form.part(index, piece)])
+        if not exchange.ticket:
             yield chunk([form.part(i, Piece(finish="length")) for i in range(exchange.choices)])
-        _log(office, exchange, replies)
+        log(office, exchange, replies)
         if usage:
             yield chunk([], {"usage": exchange.usage(replies)})
     except Refusal as refusal:
         yield refusal.body
 
 
-def _log(office: Office, exchange: Exchange, replies: Sequence[Reply]) -> None:
+def log(office: Office, exchange: Exchange, replies: Sequence[Reply]) -> None:
+    """Keeps what was asked and answered, if that is wanted."""
     office.log(
         {
             "time": exchange.created,

@@ -2,7 +2,7 @@
 
     client --HTTP--> uvicorn --> door.py: may it come in? --> FastAPI: which path?
         --> asked.py: is it well formed?   --> catalog.py: which model? loaded if it is not
-        --> chats.py, completions.py: prompt and dials    --> driver.py: the engine's thread
+        --> chats.py, completions.py, responses.py: prompt and dials --> driver.py: the engine's thread
         --> writing.py: tokens to pieces   --> replies.py, events.py: JSON, whole or as a stream
 
 Everything runs in one process. By itself the server is reached from this machine only, and asks for no key.
@@ -35,10 +35,11 @@ from pilgrim.serve.chats import chat
 from pilgrim.serve.completions import complete
 from pilgrim.serve.door import Door
 from pilgrim.serve.events import Gone
-from pilgrim.serve.history import Chats
-from pilgrim.serve.openapi import description_of, gives_answers, refusals, takes
+from pilgrim.serve.items import AskedResponse
+from pilgrim.serve.openapi import ResponseAnswer, description_of, gives_answers, refusals, takes
 from pilgrim.serve.page_routes import add_page
 from pilgrim.serve.refusals import Refusal, on_refusal, our_fault
+from pilgrim.serve.responses import respond
 from pilgrim.serve.settings import Office, ServeSettings
 
 GRACE_S = 5  # for connections to end when the server stops
@@ -65,7 +66,7 @@ def create_app(models: Models, settings: ServeSettings) -> FastAPI:
     _add_models(app, models)
     _add_writing(app, Office(models, settings))
     _add_looking(app, models)
-    add_page(app, Chats(settings.chats) if settings.chats else None)
+    add_page(app, settings)
     _add_refusals(app)
     app.openapi = description_of(app)  # type: ignore[method-assign]
     paths = {path for route in app.routes if (path := getattr(route, "path", None))}
@@ -106,6 +107,11 @@ def _add_writing(app: FastAPI, office: Office) -> None:
     async def completions(request: Request) -> Response:
         """Continue a text."""
         return await complete(request, office)
+
+    @app.post("/v1/responses", responses=gives_answers(ResponseAnswer), openapi_extra=takes(AskedResponse))
+    async def responses(request: Request) -> Response:
+        """Answer the last item of a conversation."""
+        return await respond(request, office)
 
 
 def _add_looking(app: FastAPI, models: Models) -> None:

@@ -64,6 +64,7 @@ class OwnRun:
                 await asyncio.sleep(0)  # the others' turn: to ask first, and then to make a step
                 if not request.over:
                     self._engine.step()
+            request.complain()
         finally:
             self._engine.cancel(request)
         return answer_of(request.ids, request.ended, len(prompt), tokenizer)

@@ -39,7 +39,7 @@ def api(served: Served) -> Any:
     """The description, in which only a model that is there is asked for."""
     _, _, data = served.ask("GET", "/openapi.json")
     description = json.loads(data)
-    for name in ("AskedChat", "AskedCompletion"):
+    for name in ("AskedChat", "AskedCompletion", "AskedResponse"):
         description["components"]["schemas"][name]["properties"]["model"] = {"enum": ["tiny"]}
     found = schemathesis.openapi.from_dict(description)
     found.config.update(base_url=f"http://127.0.0.1:{served.port}")
@@ -47,7 +47,7 @@ def api(served: Served) -> Any:
 
 
 @pytest.mark.parametrize("fits", [True, False], ids=["what fits", "what contradicts"])
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
 def test_whatever_is_asked_is_answered(api: Any, path: str, fits: bool) -> None:
     modes = schemathesis.GenerationMode
 
