@@ -27,7 +27,8 @@ from pilgrim.infer.quantized import Int8Linear, Weights
 from pilgrim.model.layers import Linear
 from pilgrim.model.transformer import Transformer
 
-TOKENS = 8  # of a pass; with more, torch's matrix products have caught up (journal, 2026-11-23)
+# Of a pass. With more, torch's products of matrices catch up, with AMX sooner (journal, 2026-11-23).
+TOKENS = 8
 SOURCE = Path(__file__).with_suffix(".c")
 BITS = {torch.float32: 32, torch.bfloat16: 16}
 
