@@ -63,7 +63,7 @@ def _compile(compiler: str, source: Path, defines: list[str], file: Path) -> Non
             with explained("written", file):
                 being_written.replace(file)
             return
-        said = said or done.stderr.strip()
+        said = done.stderr.strip() or said  # of the last choice, which asks for nothing special
     being_written.unlink(missing_ok=True)  # of a disk that got full
     raise PilgrimError(
         f"{compiler} can't compile {source.name}: {said.splitlines()[0] if said else 'no word why'}"

@@ -17,40 +17,48 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
-/* Sixteen numbers at once: gcc and clang make of it what the processor has (one register of AVX-512, two of
-   AVX2, four of NEON). */
+/* Several numbers at once: as many as fill a register of AVX-512, or one of AVX2 (two of NEON). gcc and clang
+   make instructions of what is done with such vectors; wider ones than the processor has, they handle badly. */
+#ifdef __AVX512F__
 #define LANES 16
-typedef float f32x16 __attribute__((vector_size(64)));
-typedef int32_t i32x16 __attribute__((vector_size(64)));
-typedef uint32_t u32x16 __attribute__((vector_size(64)));
-typedef uint16_t u16x16 __attribute__((vector_size(32)));
-typedef int16_t i16x16 __attribute__((vector_size(32)));
-typedef int8_t i8x16 __attribute__((vector_size(16)));
+#else
+#define LANES 8
+#endif
+#define VECTOR(type) type __attribute__((vector_size(LANES * sizeof(type))))
+typedef VECTOR(float) floats;
+typedef VECTOR(int32_t) ints32;
+typedef VECTOR(uint32_t) words32;
+typedef VECTOR(uint16_t) words16;
+typedef VECTOR(int16_t) ints16;
+typedef VECTOR(int8_t) ints8;
 
-static inline f32x16 lanes_of_32(const float *at) {
-    f32x16 lanes;
+static inline floats lanes_of_32(const float *at) {
+    floats lanes;
     memcpy(&lanes, at, sizeof lanes);
     return lanes;
 }
 
 /* bf16 is the upper half of an fp32 number. */
-static inline f32x16 lanes_of_16(const uint16_t *at) {
-    u16x16 half;
+static inline floats lanes_of_16(const uint16_t *at) {
+    words16 half;
     memcpy(&half, at, sizeof half);
-    return (f32x16)(__builtin_convertvector(half, u32x16) << 16);
+    return (floats)(__builtin_convertvector(half, words32) << 16);
 }
 
-static inline f32x16 lanes_of_8(const int8_t *at) {
-    i8x16 whole;
+static inline floats lanes_of_8(const int8_t *at) {
+#if defined(__AVX512F__) /* for which, and for AVX2, gcc 12 finds a longer way by itself */
+    return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)at)));
+#elif defined(__AVX2__)
+    return (floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
+#else
+    ints8 whole;
     memcpy(&whole, at, sizeof whole);
-#ifdef __AVX512F__ /* for which gcc 12 finds a longer way by itself */
-    return (f32x16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)whole));
+    return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(whole, ints16), ints32), floats);
 #endif
-    return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(whole, i16x16), i32x16), f32x16);
 }
 
 static inline float from_bf16(uint16_t half) {
@@ -127,7 +135,7 @@ struct tokens {
     int64_t longest;     /* the largest position, and 1 */
 };
 
-static inline float sum_of(f32x16 lanes) {
+static inline float sum_of(floats lanes) {
     float sum = 0;
     for (int i = 0; i < LANES; i++) sum += lanes[i];
     return sum;
@@ -146,17 +154,17 @@ static inline __attribute__((always_inline)) void some_outputs(
     const int outputs, const int rows, const struct map *map, int64_t first, const float *x, float *y, int add) {
     const int64_t inputs = map->inputs;
     const weight *weights = map->weights + first * inputs;
-    f32x16 sums[OUTPUTS][ROWS];
+    floats sums[OUTPUTS][ROWS];
     for (int o = 0; o < outputs; o++)
-        for (int r = 0; r < rows; r++) sums[o][r] = (f32x16){0};
+        for (int r = 0; r < rows; r++) sums[o][r] = (floats){0};
     int64_t i = 0;
     for (; i + LANES <= inputs; i += LANES) {
-        f32x16 numbers[ROWS];
+        floats numbers[ROWS];
         for (int r = 0; r < rows; r++) numbers[r] = lanes_of_32(x + r * inputs + i);
         for (int o = 0; o < outputs; o++) {
             const weight *at = weights + o * inputs + i;
             __builtin_prefetch(at + OUTPUTS * inputs); /* of the next outputs */
-            f32x16 lanes = weight_lanes(at);
+            floats lanes = weight_lanes(at);
             for (int r = 0; r < rows; r++) sums[o][r] += lanes * numbers[r];
         }
     }
@@ -224,7 +232,7 @@ static void attend(const float *q, const number *keys, const number *values, con
     float largest = -INFINITY, all = 0;
     for (int64_t s = 0; s < seen; s++) {
         const number *key = keys + slots[s] * d;
-        f32x16 sums = {0};
+        floats sums = {0};
         int64_t i = 0;
         for (; i + LANES <= d; i += LANES) sums += lanes_of_32(q + i) * number_lanes(key + i);
         float score = sum_of(sums);
@@ -235,7 +243,7 @@ static void attend(const float *q, const number *keys, const number *values, con
     for (int64_t s = 0; s < seen; s++) all += chances[s] = expf(chances[s] - largest);
     int64_t i = 0;
     for (; i + 2 * LANES <= d; i += 2 * LANES) {
-        f32x16 one = {0}, two = {0};
+        floats one = {0}, two = {0};
         for (int64_t s = 0; s < seen; s++) {
             const number *value = values + slots[s] * d + i;
             one += chances[s] * number_lanes(value);
