@@ -17,8 +17,10 @@ from pilgrim.launch.worker import speaks
 
 P = ParamSpec("P")
 
-# In how many bits weights are kept: the names of infer/quantized.py, which would bring torch along.
+# In how many bits weights, and keys and values, are kept: the names of infer/quantized.py and cache_bits.py,
+# which would bring torch along.
 Bits = Literal["full", "int8", "int4", "fp8"]
+CacheBits = Literal["full", "int8", "fp8"]
 RUNS = Path("runs")  # where `pilgrim run` puts run folders: below the folder it is called in
 
 

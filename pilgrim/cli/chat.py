@@ -1,11 +1,11 @@
 """`pilgrim chat`: talk with a trained model in the terminal."""
 
 import secrets
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from pilgrim.cli.base import Bits, app, examples, find_run, guarded
+from pilgrim.cli.base import Bits, CacheBits, app, examples, find_run, guarded
 
 
 @app.command(
@@ -45,7 +45,7 @@ def chat(
         typer.Option(help="Weights of fewer bits: sooner written, a little worse."),
     ] = "full",
     cache: Annotated[
-        Literal["full", "int8", "fp8"],
+        CacheBits,
         typer.Option(help="Keys and values in 8 bits: half the memory, a little worse."),
     ] = "full",
     say: Annotated[

@@ -1,11 +1,11 @@
 """`pilgrim eval`: measure a trained model."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from pilgrim.cli.base import RUNS, Bits, app, examples, find_run, guarded
+from pilgrim.cli.base import RUNS, Bits, CacheBits, app, examples, find_run, guarded
 from pilgrim.core.errors import PilgrimError
 
 
@@ -104,7 +104,7 @@ def eval_command(
         typer.Option(help="With --text: what weights of fewer bits cost."),
     ] = "full",
     cache: Annotated[
-        Literal["full", "int8", "fp8"],
+        CacheBits,
         typer.Option(help="With --text: what keys and values in 8 bits cost."),
     ] = "full",
 ) -> None:

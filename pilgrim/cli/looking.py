@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pilgrim.cli.base import RUNS, Bits, RunArgument, app, examples, find_run, guarded
+from pilgrim.cli.base import RUNS, Bits, CacheBits, RunArgument, app, examples, find_run, guarded
 from pilgrim.core.errors import PilgrimError
 
 
@@ -126,7 +126,7 @@ def bench(
         typer.Option(help="Our weights in 8 or 4 bits; transformers keeps them whole."),
     ] = "full",
     cache: Annotated[
-        Literal["full", "int8", "fp8"],
+        CacheBits,
         typer.Option(help="Our keys and values in 8 bits."),
     ] = "full",
 ) -> None:

@@ -1,11 +1,11 @@
 """`pilgrim serve`: models behind OpenAI's HTTP API."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from pilgrim.cli.base import RUNS, Bits, app, examples, find_run, guarded, trained_runs
+from pilgrim.cli.base import RUNS, Bits, CacheBits, app, examples, find_run, guarded, trained_runs
 
 
 @app.command(
@@ -45,7 +45,7 @@ def serve(
         typer.Option(help="Weights of fewer bits: sooner written, a little worse."),
     ] = "full",
     cache: Annotated[
-        Literal["full", "int8", "fp8"],
+        CacheBits,
         typer.Option(help="Keys and values in 8 bits: half the memory, a little worse."),
     ] = "full",
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="Largest request, in MB.")] = 4,

@@ -40,7 +40,7 @@ def library(source: Path, **told: int) -> ctypes.CDLL:
     if compiler is None:
         raise PilgrimError(f"there is no C compiler {named}; install gcc or clang, or name another in CC")
     defines = [f"-D{name}={value}" for name, value in told.items()]
-    made_of = (source.read_text(), *defines, _version(compiler), _processor())
+    made_of = (source.read_text(), *defines, compiler, _version(compiler), _processor())
     digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:20]
     folder = users_cache("native") or Path(tempfile.mkdtemp(prefix="pilgrim-"))
     file = folder / f"{source.stem}-{digest}.so"

@@ -113,24 +113,6 @@ def round_trip(x: Tensor, bits: CacheBits) -> Tensor:
     return (whole * scales.to(divided.dtype)[..., None]).to(x.dtype)
 
 
-class RoundedAttention(nn.Module):
-    """A layer's attention, whose keys and values are those that a cache of few bits would have kept."""
-
-    def __init__(self, attention: nn.Module, bits: CacheBits) -> None:
-        super().__init__()
-        self.attention, self.bits = attention, bits
-
-    def forward(
-        self,
-        x_btw: Tensor,
-        angles: tuple[Tensor, Tensor],
-        attend: Attend,
-        wanted_bn: Tensor | None = None,
-    ) -> Tensor:
-        out: Tensor = self.attention(x_btw, angles, rounding(attend, self.bits), wanted_bn)
-        return out
-
-
 def rounding(attend: Attend, bits: CacheBits) -> Attend:
     """`attend` over rounded keys and values."""
 
@@ -142,10 +124,15 @@ def rounding(attend: Attend, bits: CacheBits) -> Attend:
 
 def rounded_cache(model: Transformer, bits: CacheBits) -> Transformer:
     """The same model, which rounds its keys and values from now on in every forward pass."""
+
+    def round_them(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        x_btw, angles, attend, *others = arguments
+        return x_btw, angles, rounding(attend, bits), *others
+
     if bits != "full":
         for block in model.model.layers:
             attention: Any = block.self_attn
-            block.self_attn = RoundedAttention(attention, bits)
+            attention.register_forward_pre_hook(round_them)
     return model
 
 

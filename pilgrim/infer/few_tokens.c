@@ -1,7 +1,7 @@
 /* A pass over a few tokens on a CPU: network.py and paged_attention.py once more, as one function.
 
    A step of writing has a token or two. To multiply every weight with it takes a third of a millisecond in a
-   small model; to start a hundred of torch's operations from Python takes a whole one. Here there is nothing
+   small model; to start torch's 170 operations from Python takes a whole one. Here there is nothing
    to start, and weights are read just as they lie in the model: row by row, once for all tokens of the pass.
    few_tokens.py compiles this file and calls `one_pass`. Whatever has more tokens goes through torch, whose matrix
    products are better then.

@@ -1,6 +1,6 @@
 """A pass over a few tokens on a CPU, in one call of compiled code: what is in few_tokens.c.
 
-A step of writing for one text is a hundred small operations of torch, and most of its time is what Python
+A step of writing for one text is 170 operations of torch, views included, and most of its time is what Python
 and torch do around them. So that step is written once more in C, for up to TOKENS tokens: a few texts, or one
 with its guesses. The engine's own path (network.py) stays what it is held against. It is taken for everything
 else, and by whoever has no C compiler. Compiling takes a second, once (core/native.py).
@@ -121,7 +121,7 @@ def ready(dtype: torch.dtype, weights: Weights) -> bool:
     try:
         _code(8 if weights == "int8" else BITS[dtype], BITS[dtype])
     except PilgrimError as error:
-        warnings.warn(f"replies are written by torch alone, 2 to 4 times as slowly: {error}", stacklevel=3)
+        warnings.warn(f"replies are written by torch alone, 2 to 3 times as slowly: {error}", stacklevel=3)
         return False
     return True
 

@@ -85,7 +85,7 @@ def write_pairs(
     """
     tokenizer, digest = run_tokenizer(journey)
     context, file = journey.recipe.model_of("dpo").context, folder / "pairs.json"
-    paths = {name: rows.get(name) or find(name) for name in (*settings.pairs, *settings.pairs_val)}
+    paths = {name: rows.get(name) or find(name, "[dpo]") for name in (*settings.pairs, *settings.pairs_val)}
     made_of = {
         "train": list(settings.pairs),
         "val": list(settings.pairs_val),

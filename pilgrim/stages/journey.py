@@ -272,10 +272,15 @@ def _data_files(recipe: Recipe) -> dict[str, Path]:
     names = [*data.train, *data.val]
     names += data.conversations if "chat_train" in sets else ()
     names += data.conversations_val if recipe.chats else ()
-    names += (*recipe.dpo.pairs, *recipe.dpo.pairs_val) if recipe.dpo else ()
+    pairs = (*recipe.dpo.pairs, *recipe.dpo.pairs_val) if recipe.dpo else ()
     named = (name.removeprefix(NAMED) for name in names if name.startswith(NAMED))
     used = {*sets, *named, *recipe.rows_read()}
-    found = {name: find(name) for name in names if not name.startswith(NAMED)}
+    found = {
+        name: find(name, place)
+        for place, files in (("[data]", names), ("[dpo]", pairs))
+        for name in files
+        if not name.startswith(NAMED)
+    }
     for name, settings in recipe.datasets.items():
         if name in used:
             found |= {file: find(file, f"datasets.{name}") for file in local_files(settings)}

@@ -40,10 +40,11 @@ def read_tasks(settings: RlSettings, runtime: Runtime, rows: Mapping[str, Path])
 
 
 def _task(name: str, task: RlTask, settings: RlSettings, runtime: Runtime, rows: Mapping[str, Path]) -> Posed:
-    own = OwnReward(_file(task.reward, name), settings.reward_s).grade if task.reward else None
-    problems = read_problems(rows.get(task.prompts) or _file(task.prompts, name), task.kind, own)
+    place = f"rl.tasks.{name}"
+    own = OwnReward(find(task.reward, place), settings.reward_s).grade if task.reward else None
+    problems = read_problems(rows.get(task.prompts) or find(task.prompts, place), task.kind, own)
     if task.held_out:
-        held_out = read_problems(rows.get(task.held_out) or _file(task.held_out, name), task.kind, own)
+        held_out = read_problems(rows.get(task.held_out) or find(task.held_out, place), task.kind, own)
         asked = {problem.messages for problem in held_out}
         problems = [problem for problem in problems if problem.messages not in asked]
     else:
@@ -51,7 +52,7 @@ def _task(name: str, task: RlTask, settings: RlSettings, runtime: Runtime, rows:
     for found, what in ((problems, "to learn from"), (held_out, "held out")):
         if not found:
             raise DataError(
-                f"rl.tasks.{name}: of {task.prompts} no problem is left {what}; give more, or a file "
+                f"{place}: of {task.prompts} no problem is left {what}; give more, or a file "
                 "of others as held_out"
             )
     order = torch.randperm(len(held_out), generator=runtime.generator(f"rl held out {name}")).tolist()
@@ -62,7 +63,7 @@ def task_files(settings: RlSettings) -> dict[str, Path]:
     """All files that the tasks name, by their names in the recipe; data sets are no files. Raises DataError
     for one that is missing."""
     return {
-        named: _file(named, name)
+        named: find(named, f"rl.tasks.{name}")
         for name, task in settings.tasks.items()
         for named in (task.prompts, task.reward, task.held_out)
         if named is not None and not named.startswith(NAMED)
@@ -72,13 +73,6 @@ def task_files(settings: RlSettings) -> dict[str, Path]:
 def task_names(settings: RlSettings) -> list[str | None]:
     """What all tasks name as their problems."""
     return [named for task in settings.tasks.values() for named in (task.prompts, task.held_out)]
-
-
-def _file(named: str, task: str) -> Path:
-    try:
-        return find(named)
-    except DataError as error:
-        raise DataError(str(error).replace("[data]", f"rl.tasks.{task}", 1)) from None
 
 
 class Prompts:

@@ -162,9 +162,19 @@ def test_text(refused: Refused, recipe: Path, tmp_path: Path, name: str, data: b
     assert not (tmp_path / "runs" / "tiny" / "tokenizer" / "DONE.json").exists()
 
 
-def test_a_file_that_is_not_there_stops_at_the_door(refused: Refused, recipe: Path, tmp_path: Path) -> None:
-    sentence = refused("run", recipe, 'data.conversations=["chats.jsonl"]')
-    assert sentence.startswith("[data] names chats.jsonl, but there is no file chats.jsonl; mend the path")
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        (['data.conversations=["chats.jsonl"]'], "[data]"),
+        (["dpo.steps=10", 'dpo.pairs=["chats.jsonl"]'], "[dpo]"),
+        (["rl.steps=1", 'rl.tasks={sums={kind="gsm8k",prompts="chats.jsonl"}}'], "rl.tasks.sums"),
+    ],
+)
+def test_a_file_that_is_not_there_stops_at_the_door(
+    refused: Refused, recipe: Path, tmp_path: Path, options: list[str], place: str
+) -> None:
+    sentence = refused("run", recipe, *options)
+    assert sentence.startswith(f"{place} names chats.jsonl, but there is no file chats.jsonl; mend the path")
     assert not (tmp_path / "runs").exists()
 
 

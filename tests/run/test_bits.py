@@ -42,25 +42,25 @@ def test_the_held_out_text_needs_what_validation_found(run: Path, pilgrim: Pilgr
     assert "Bits per byte of other text" in write_report(run).read_text()
 
 
-def test_weights_of_fewer_bits_cost_a_little(run: Path, pilgrim: Pilgrim, recipe: Path) -> None:
+def bpb_by_bits(run: Path, pilgrim: Pilgrim, recipe: Path, what: str, choices: list[str]) -> dict[str, float]:
+    """Bits per byte of the same text with weights, or a cache, of each of these bits."""
     found = {}
-    for weights in ("full", "int8", "int4"):
-        told = pilgrim("eval", "tiny", "--text", recipe.parent / "val.jsonl", "--weights", weights)
+    for bits in choices:
+        told = pilgrim("eval", "tiny", "--text", recipe.parent / "val.jsonl", f"--{what}", bits)
         assert told.exit_code == 0, told.output
         result = read_json(run / "evaluate" / "text.json")
-        assert result["weights"] == weights
-        found[weights] = next(iter(result["files"].values()))["bpb"]
+        assert result[what] == bits
+        found[bits] = next(iter(result["files"].values()))["bpb"]
+    return found
+
+
+def test_weights_of_fewer_bits_cost_a_little(run: Path, pilgrim: Pilgrim, recipe: Path) -> None:
+    found = bpb_by_bits(run, pilgrim, recipe, "weights", ["full", "int8", "int4"])
     assert 0 < abs(found["int8"] - found["full"]) < abs(found["int4"] - found["full"]) < 0.1
 
 
 def test_a_cache_of_8_bits_costs_a_little(run: Path, pilgrim: Pilgrim, recipe: Path) -> None:
-    found = {}
-    for cache in ("full", "int8", "fp8"):
-        told = pilgrim("eval", "tiny", "--text", recipe.parent / "val.jsonl", "--cache", cache)
-        assert told.exit_code == 0, told.output
-        result = read_json(run / "evaluate" / "text.json")
-        assert result["cache"] == cache
-        found[cache] = next(iter(result["files"].values()))["bpb"]
+    found = bpb_by_bits(run, pilgrim, recipe, "cache", ["full", "int8", "fp8"])
     assert 0 < abs(found["int8"] - found["full"]) < 0.01
     assert 0 < abs(found["fp8"] - found["full"]) < 0.05
 
