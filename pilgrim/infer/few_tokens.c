@@ -16,6 +16,7 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -44,9 +45,13 @@ static inline floats lanes_of_32(const float *at) {
 
 /* bf16 is the upper half of an fp32 number. */
 static inline floats lanes_of_16(const uint16_t *at) {
+#ifdef __AVX512F__ /* for which gcc 12 finds a longer way by itself */
+    return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at)), 16);
+#else
     words16 half;
     memcpy(&half, at, sizeof half);
     return (floats)(__builtin_convertvector(half, words32) << 16);
+#endif
 }
 
 static inline floats lanes_of_8(const int8_t *at) {
@@ -135,10 +140,14 @@ struct tokens {
     int64_t longest;     /* the largest position, and 1 */
 };
 
-static inline float sum_of(floats lanes) {
-    float sum = 0;
-    for (int i = 0; i < LANES; i++) sum += lanes[i];
-    return sum;
+static inline float sum_of(floats lanes) { /* halves are added, until one number is left */
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)lanes);
+#else
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
+#endif
 }
 
 /* Matrix products -----------------------------------------------------------------------------------
@@ -263,20 +272,20 @@ static void attend(const float *q, const number *keys, const number *values, con
 
 /* The pass ------------------------------------------------------------------------------------------ */
 
-/* How many fp32 numbers a pass needs room for; `slots` needs n * longest. */
-int64_t floats_needed(const struct network *net, int64_t n, int64_t longest) {
-    const int64_t heads = (2 * net->heads + 2 * net->kv_heads) * net->head_size;
-    return n * (2 * net->width + heads + 2 * net->mlp_width + net->heads * longest);
-}
-
-/* Stores the tokens' keys and values, and writes scores [wanted][v] of what follows those asked for. */
-void one_pass(const struct network *net, const struct tokens *tokens, float *floats, int64_t *slots, float *scores,
-              int64_t threads) {
+/* Stores the tokens' keys and values, and writes scores [wanted][v] of what follows those asked for. Returns 0
+   if there is no memory for what it computes on the way. */
+int one_pass(const struct network *net, const struct tokens *tokens, float *scores, int64_t threads) {
     const int64_t n = tokens->count, w = net->width, d = net->head_size, h = net->heads, g = net->kv_heads;
-    const int64_t longest = tokens->longest, size = net->block_tokens;
-    float *x = floats, *normed = x + n * w, *q = normed + n * w, *mixed = q + n * h * d, *k = mixed + n * h * d;
-    float *v = k + n * g * d, *gate = v + n * g * d, *up = gate + n * net->mlp_width;
-    float *chances = up + n * net->mlp_width;
+    const int64_t m = net->mlp_width, longest = tokens->longest, size = net->block_tokens;
+    float *room = malloc(n * (2 * w + 2 * (h + g) * d + 2 * m + h * longest) * sizeof(float));
+    int64_t *slots = malloc(n * longest * sizeof(int64_t)); /* [n][longest], where each text's tokens are */
+    if (!room || !slots) {
+        free(room);
+        free(slots);
+        return 0;
+    }
+    float *x = room, *normed = x + n * w, *q = normed + n * w, *mixed = q + n * h * d, *k = mixed + n * h * d;
+    float *v = k + n * g * d, *gate = v + n * g * d, *up = gate + n * m, *chances = up + n * m;
 
     (void)threads; /* where there is no OpenMP */
 #pragma omp parallel num_threads(threads)
@@ -325,7 +334,7 @@ void one_pass(const struct network *net, const struct tokens *tokens, float *flo
             product(&layer->up, normed, n, up, 0);
 #pragma omp barrier
 #pragma omp for schedule(static)
-            for (int64_t i = 0; i < n * net->mlp_width; i++) up[i] *= gate[i] / (1.0f + expf(-gate[i]));
+            for (int64_t i = 0; i < n * m; i++) up[i] *= gate[i] / (1.0f + expf(-gate[i]));
             product(&layer->down, up, n, x, 1);
 #pragma omp barrier
         }
@@ -340,4 +349,7 @@ void one_pass(const struct network *net, const struct tokens *tokens, float *flo
                 scores[i] = net->softcap * tanhf(scores[i] / net->softcap);
         }
     }
+    free(room);
+    free(slots);
+    return 1;
 }

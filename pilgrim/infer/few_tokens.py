@@ -12,7 +12,7 @@ import ctypes
 import warnings
 from array import array
 from collections.abc import Sequence
-from ctypes import POINTER, c_float, c_int64, c_void_p
+from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,9 @@ class FewTokens:
         longest = 1 + max(place for _, place in places)
         numbers = [array("q", of) for of in (ids, [place for _, place in places], blocks, wanted)]
         tokens = Tokens(len(ids), len(wanted), *(of.buffer_info()[0] for of in numbers), width, longest)
-        room = torch.empty(self._code.floats_needed(self._network, len(ids), longest), dtype=torch.float32)
-        slots = torch.empty(len(ids) * longest, dtype=torch.int64)
         out = torch.empty(len(wanted), self._network.vocabulary, dtype=torch.float32)
-        memory = room.data_ptr(), slots.data_ptr(), out.data_ptr()
-        self._code.one_pass(self._network, tokens, *memory, torch.get_num_threads())
+        if not self._code.one_pass(self._network, tokens, out.data_ptr(), torch.get_num_threads()):
+            raise MemoryError("no memory is left for a pass over a few tokens; close other programs")
         return out
 
     def _layer(self, number: int) -> Layer:
@@ -121,7 +119,7 @@ def ready(dtype: torch.dtype, weights: Weights) -> bool:
     try:
         _code(8 if weights == "int8" else BITS[dtype], BITS[dtype])
     except PilgrimError as error:
-        warnings.warn(f"replies are written by torch alone, 2 to 3 times as slowly: {error}", stacklevel=3)
+        warnings.warn(f"replies are written by torch alone, 2 to 4 times as slowly: {error}", stacklevel=3)
         return False
     return True
 
@@ -144,8 +142,6 @@ def _map(layer: nn.Module) -> Map:
 def _code(weight_bits: int, number_bits: int) -> ctypes.CDLL:
     """Raises PilgrimError if it can't be compiled."""
     found = library(SOURCE, WEIGHT_BITS=weight_bits, NUMBER_BITS=number_bits)
-    found.floats_needed.argtypes = [POINTER(NetworkOf), c_int64, c_int64]
-    found.floats_needed.restype = c_int64
-    found.one_pass.argtypes = [POINTER(NetworkOf), POINTER(Tokens), c_void_p, c_void_p, c_void_p, c_int64]
-    found.one_pass.restype = None
+    found.one_pass.argtypes = [POINTER(NetworkOf), POINTER(Tokens), c_void_p, c_int64]
+    found.one_pass.restype = c_int
     return found

@@ -87,18 +87,19 @@ def choose(
     """
     scores_bv = restricted(biased(logits_bv.float(), biases), allowed)
     scores_bv = penalized(scores_bv, recent, samplings)
-    spoiled_b = ~torch.isfinite(scores_bv.amax(dim=-1))
+    largest_b, likeliest_b = scores_bv.max(dim=-1)  # NaN, if there is one
+    finite_b = largest_b.abs() < float("inf")
     greedy = [sampling.temperature == 0 for sampling in samplings]
     if all(greedy):
-        return scores_bv.argmax(dim=-1).masked_fill(spoiled_b, -1)
+        return likeliest_b.where(finite_b, -1)
     # In float64, so that tokens of a large vocabulary aren't lost in the sum's rounding.
     running_bv = probabilities(scores_bv, samplings).double().cumsum(dim=-1)
     draws_b1 = torch.tensor(draws, dtype=torch.float64, device=scores_bv.device)[:, None]
     # The first whose running sum is not below the goal.
     ids_b = torch.searchsorted(running_bv, draws_b1 * running_bv[:, -1:])[:, 0]
     if any(greedy):
-        ids_b = torch.where(torch.tensor(greedy, device=ids_b.device), scores_bv.argmax(dim=-1), ids_b)
-    return ids_b.masked_fill(spoiled_b, -1)
+        ids_b = torch.where(torch.tensor(greedy, device=ids_b.device), likeliest_b, ids_b)
+    return ids_b.where(finite_b, -1)
 
 
 def biased(scores_bv: Tensor, biases: Sequence[Mapping[int, float]] | None) -> Tensor:
