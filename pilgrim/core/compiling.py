@@ -8,9 +8,15 @@
   the same finds it. torch does that in the temporary folder, which many systems empty when they start; here
   it is the user's cache folder. A first start of the pocket recipe takes a minute or two in the compiler,
   the next some seconds.
+
+What was made from is not all. Code for a CPU fits its instructions, which torch's hash leaves out (seen in
+2.13): code for AVX-512 that is found by a machine with AVX2 computes half of the numbers and says nothing.
+Home folders are shared, and disks moved to other machines; so each kind of processor has a folder.
 """
 
+import hashlib
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -42,9 +48,22 @@ def keep_compiled() -> Path:
     from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
     nobody_chose = os.environ.get(VARIABLE, default_cache_dir()) == default_cache_dir()
-    if nobody_chose and (folder := users_cache("torchinductor")):
+    if nobody_chose and (folder := users_cache(f"torchinductor/{processor()}")):
         os.environ[VARIABLE] = str(folder)
     return Path(cache_dir())
+
+
+def processor() -> str:
+    """Sixteen hexadecimal digits, which are others for another kind of processor, or other instructions.
+
+    These are told apart where the system lists them, and by what torch makes use of.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = ("model name", "flags", "Features", "CPU part")
+    found = {line.partition(":")[0].strip(): line for line in reversed(lines)}
+    parts = [platform.machine(), platform.processor(), torch.backends.cpu.get_cpu_capability()]
+    return hashlib.sha256("\n".join([*parts, *(found.get(n, "") for n in names)]).encode()).hexdigest()[:16]
 
 
 def users_cache(name: str) -> Path | None:

@@ -7,14 +7,13 @@ instruction it may use: a cache folder that several machines share has one for e
 import ctypes
 import hashlib
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
 
-from pilgrim.core.compiling import users_cache
+from pilgrim.core.compiling import processor, users_cache
 from pilgrim.core.errors import PilgrimError
 from pilgrim.core.files import explained
 
@@ -40,7 +39,7 @@ def library(source: Path, **told: int) -> ctypes.CDLL:
     if compiler is None:
         raise PilgrimError(f"there is no C compiler {named}; install gcc or clang, or name another in CC")
     defines = [f"-D{name}={value}" for name, value in told.items()]
-    made_of = (source.read_text(), *defines, compiler, _version(compiler), _processor())
+    made_of = (source.read_text(), *defines, compiler, _version(compiler), processor())
     digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:20]
     folder = users_cache("native") or Path(tempfile.mkdtemp(prefix="pilgrim-"))
     file = folder / f"{source.stem}-{digest}.so"
@@ -72,12 +71,3 @@ def _compile(compiler: str, source: Path, defines: list[str], file: Path) -> Non
 
 def _version(compiler: str) -> str:
     return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-
-
-def _processor() -> str:
-    """What tells kinds of processors apart: their instructions, where the system lists them."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = ("model name", "flags", "Features", "CPU part")
-    found = {line.partition(":")[0].strip(): line for line in reversed(lines)}
-    return "\n".join([platform.machine(), platform.processor(), *(found.get(name, "") for name in names)])

@@ -1,5 +1,8 @@
 """A compiled stage: everything is compiled before the first step, whole, and never again."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +12,7 @@ import pytest
 import torch
 
 from pilgrim.core import machine
-from pilgrim.core.compiling import compiled, keep_compiled
+from pilgrim.core.compiling import compiled, keep_compiled, processor
 from pilgrim.core.console import Console
 from pilgrim.core.runlog import RunLog, read_rows
 from pilgrim.core.runtime import Runtime
@@ -128,9 +131,19 @@ def test_code_that_would_be_compiled_in_pieces_is_refused() -> None:
 def test_what_is_compiled_is_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    assert keep_compiled() == tmp_path / "pilgrim" / "torchinductor"
+    assert keep_compiled() == tmp_path / "pilgrim" / "torchinductor" / processor()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "mine"))
     assert keep_compiled() == tmp_path / "mine"
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="needs AVX2")
+def test_code_for_other_instructions_is_kept_elsewhere() -> None:
+    # As of another machine with the same home folder: its code would compute half of the numbers.
+    told = "from pilgrim.core.compiling import processor; print(processor())"
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
+    other = subprocess.run([sys.executable, "-c", told], env=environment, capture_output=True, text=True)
+    assert len(other.stdout.strip()) == len(processor())
+    assert other.stdout.strip() != processor()
 
 
 def test_where_the_cache_can_not_be_written_torch_has_its_way(
