@@ -40,7 +40,7 @@ from pilgrim.model.attention import packed_attention
 from pilgrim.model.attention_kernels import Backend, Layout
 from pilgrim.model.layers import softcapped
 from pilgrim.model.transformer import Transformer
-from pilgrim.train.losses import CHUNK, Losses
+from pilgrim.train.losses import CHUNK, Losses, only_at
 from pilgrim.train.objective import Objective
 
 IDS = "teacher_ids"  # in Batch.extra: [b, t, k]
@@ -142,7 +142,8 @@ class LinearDistillation(torch.autograd.Function):
 def _cross_entropy(scores_nv: Tensor, target_n1: Tensor) -> tuple[Tensor, Tensor]:
     """[n, 1], and its gradient with respect to the scores."""
     normalizer_n1 = scores_nv.logsumexp(-1, keepdim=True)
-    gradient = (scores_nv - normalizer_n1).exp().scatter_add(1, target_n1, -torch.ones_like(normalizer_n1))
+    likely_nv = (scores_nv - normalizer_n1).exp()
+    gradient = likely_nv - only_at(target_n1, torch.ones_like(normalizer_n1), likely_nv)
     return normalizer_n1 - scores_nv.gather(1, target_n1), gradient
 
 

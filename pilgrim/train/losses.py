@@ -118,7 +118,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             likelihood = (scores.float() - largest).exp().to(hidden.dtype)
             total = likelihood.float().sum(-1, keepdim=True)
             losses.append((largest + total.log() - scores.gather(1, target)) * counts)
-            d_scores = (likelihood * (counts / total)).to(hidden.dtype).scatter_add(1, target, -counts)
+            d_scores = likelihood * (counts / total)
+            d_scores = (d_scores - only_at(target, counts, d_scores)).to(hidden.dtype)
             if softcap is not None:
                 d_scores = (d_scores * (1 - (scores.float() / softcap) ** 2)).to(hidden.dtype)
             d_hidden.append(d_scores @ head)
@@ -133,6 +134,16 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, factor: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
         d_hidden, d_head = ctx.saved_tensors
         return (d_hidden * factor).to(d_hidden.dtype), d_head * factor, None, None
+
+
+def only_at(target_n1: Tensor, amount_n1: Tensor, like_nv: Tensor) -> Tensor:
+    """As large as `like_nv`: each row's amount in the column of its target, and 0 elsewhere.
+
+    Every column is asked whether it is the one, as that becomes part of the loop around it. A `scatter_add`
+    would not: where several threads are at work, torch.compile leaves it to torch, which copies the table.
+    """
+    columns_v = torch.arange(like_nv.shape[1], dtype=torch.int32, device=like_nv.device)
+    return torch.where(columns_v == target_n1.int(), amount_n1.to(like_nv.dtype), 0.0)
 
 
 class LinearLogProbs(torch.autograd.Function):
@@ -178,9 +189,8 @@ class LinearLogProbs(torch.autograd.Function):
         for hidden, targets, normalizer, factor in zip(*(x.split(CHUNK) for x in chunks), strict=True):
             scores = softcapped(F.linear(hidden, head), ctx.softcap).float()
             factor = (factor * (targets != IGNORED))[:, None]
-            d_scores = (-factor * (scores / ctx.temperature - normalizer).exp()).scatter_add(
-                1, targets.clamp(min=0)[:, None], factor
-            )
+            likelihood = (scores / ctx.temperature - normalizer).exp()
+            d_scores = only_at(targets[:, None], factor, likelihood) - factor * likelihood
             d_scores = d_scores / ctx.temperature
             if ctx.softcap is not None:
                 d_scores = d_scores * (1 - (scores / ctx.softcap) ** 2)
