@@ -15,9 +15,9 @@ A step is forward, backward and the optimizers, on random ids. Presets:
 The recipes take 256 rows, over which the optimizers' time is spread four times as thin: --rows 256.
 
 Columns. `mfu` is what the network needs (pilgrim/model/count.py, `flops_needed`) over the machine's measured
-peak (pilgrim/core/peaks.py), `of spec` the same over what its maker promises. `busy` also counts the products
-that masked attention makes in vain (`flops_multiplied`). `as PaLM` is `of spec` as papers count it, with each
-token meeting every key of its row. `memory` is the most that tensors took on a GPU.
+peak (pilgrim/core/peaks.py), `of spec` the same over what its maker promises. Behind each, `as PaLM` counts
+as papers do: each token meets every key of its row (`flops_conventional`), whether or not it needs to.
+`memory` is the most that tensors took on a GPU.
 
 Beside ours, public baselines on the same rows: transformers' Qwen3ForCausalLM of the same shape, compiled,
 under bf16 autocast, with torch's fused AdamW; and with `--nanochat DIR` nanochat's own network and optimizer
@@ -51,7 +51,7 @@ from pilgrim.core.runtime import GB, Runtime, RuntimeSettings, start
 from pilgrim.data.loader import Batch
 from pilgrim.model.attention_choice import choose, refuse_impossible
 from pilgrim.model.config import ModelConfig
-from pilgrim.model.count import flops_multiplied, flops_needed, parameters
+from pilgrim.model.count import flops_conventional, flops_needed, parameters
 from pilgrim.model.init import initialize
 from pilgrim.model.memory import rows_that_fit
 from pilgrim.model.precision import refuse_odd_sizes, train_in_fp8
@@ -393,7 +393,7 @@ def timed(work: Callable[[], object], runtime: Runtime) -> float:
 # Telling -------------------------------------------------------------------------------------------
 
 HEADER = (
-    f"{'':>28} {'ms a step':>10} {'tokens/s':>10} {'TFLOP/s':>8} {'mfu':>7} {'busy':>7} {'of spec':>7} "
+    f"{'':>28} {'ms a step':>10} {'tokens/s':>10} {'TFLOP/s':>8} {'mfu':>7} {'as PaLM':>7} {'of spec':>7} "
     f"{'as PaLM':>7} {'memory':>8}"
 )
 
@@ -431,11 +431,10 @@ def line(name: str, case: Case, measured: Measured) -> str:
     spec = peaks.spec_of(machine.device_name(runtime.device))
     promised = spec.peak(runtime.dtype) if spec else None
     needed = per_s * flops_needed(config, case.document).training
-    busy = per_s * flops_multiplied(config, config.context).training
-    as_palm = per_s * flops_needed(config, 2 * config.context - 1).training  # (n + 1) / 2 is then the context
+    as_palm = per_s * flops_conventional(config, config.context).training
     shares = (
         needed / peak,
-        busy / peak,
+        as_palm / peak,
         promised and needed / promised,
         promised and as_palm / promised,
     )

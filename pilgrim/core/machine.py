@@ -53,10 +53,13 @@ def cores() -> int:
 def bf16_instructions() -> list[str]:
     """Those of AVX-512-BF16 and AMX that processor and kernel offer; with either, bf16 is fast on the CPU.
 
-    The kernel's list is asked rather than the processor: AMX needs the kernel's consent.
+    The kernel's list is asked rather than the processor: AMX needs the kernel's consent. And oneDNN, which
+    multiplies for torch, leaves AMX alone if ONEDNN_MAX_CPU_ISA in the environment names a lesser set.
     """
     flags = _cpuinfo().get("flags", "").split()
-    return [name for flag, name in BF16_INSTRUCTIONS.items() if flag in flags]
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    found = [name for flag, name in BF16_INSTRUCTIONS.items() if flag in flags]
+    return [name for name in found if name != "AMX" or "AMX" in most or most in ("ALL", "DEFAULT")]
 
 
 def memory_bytes() -> tuple[int, int | None]:

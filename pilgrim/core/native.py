@@ -17,7 +17,8 @@ from pilgrim.core.compiling import processor, users_cache
 from pilgrim.core.errors import PilgrimError
 from pilgrim.core.files import explained
 
-FLAGS = ("-O3", "-shared", "-fPIC", "-fno-math-errno")
+HEADERS = Path(__file__).parent
+FLAGS = ("-O3", "-shared", "-fPIC", "-fno-math-errno", f"-I{HEADERS}")
 # The first that a compiler takes: with threads, and for the very processor; Apple's has no OpenMP by itself.
 CHOICES = (
     ("-march=native", "-fopenmp"),
@@ -39,7 +40,8 @@ def library(source: Path, **told: int) -> ctypes.CDLL:
     if compiler is None:
         raise PilgrimError(f"there is no C compiler {named}; install gcc or clang, or name another in CC")
     defines = [f"-D{name}={value}" for name, value in told.items()]
-    made_of = (source.read_text(), *defines, compiler, _version(compiler), processor())
+    shared = [header.read_text() for header in sorted(HEADERS.glob("*.h"))]
+    made_of = (source.read_text(), *shared, *defines, compiler, _version(compiler), processor())
     digest = hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:20]
     folder = users_cache("native") or Path(tempfile.mkdtemp(prefix="pilgrim-"))
     file = folder / f"{source.stem}-{digest}.so"

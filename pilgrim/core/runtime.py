@@ -53,8 +53,11 @@ class RuntimeSettings(Settings):
     compile: Literal["auto", "on", "off"] = Field(
         default="auto", description="torch.compile for training; auto: where a working C++ compiler is found"
     )
-    attention: Literal["auto", "varlen", "fa3", "fa4", "flex", "sdpa", "blocks", "reference"] = Field(
-        default="auto", description="how training computes attention; auto: the fastest that this machine has"
+    attention: Literal["auto", "varlen", "fa3", "fa4", "flex", "sdpa", "blocks", "documents", "reference"] = (
+        Field(
+            default="auto",
+            description="how training computes attention; auto: the fastest that this machine has",
+        )
     )
     fp8: Literal["off", "on"] = Field(
         default="off", description="train the blocks' linear layers in fp8: NVIDIA, capability 8.9 and later"
@@ -88,7 +91,9 @@ class Runtime:
     compile: bool
     seed: int
     notes: tuple[str, ...] = ()
-    attention: Literal["auto", "varlen", "fa3", "fa4", "flex", "sdpa", "blocks", "reference"] = "auto"
+    attention: Literal["auto", "varlen", "fa3", "fa4", "flex", "sdpa", "blocks", "documents", "reference"] = (
+        "auto"
+    )
     fp8: bool = False
     deterministic: bool = False
     processes: Processes = ALONE

@@ -14,71 +14,7 @@
    [n][w] is contiguous. Everything between `#pragma omp parallel` and its end is run by all threads; a loop
    behind `#pragma omp for` is shared out among them, and all wait at its end, unless it says nowait. */
 
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
-
-/* Several numbers at once: as many as fill a register of AVX-512, or one of AVX2 (two of NEON). gcc and clang
-   make instructions of what is done with such vectors; wider ones than the processor has, they handle badly. */
-#ifdef __AVX512F__
-#define LANES 16
-#else
-#define LANES 8
-#endif
-#define VECTOR(type) type __attribute__((vector_size(LANES * sizeof(type))))
-typedef VECTOR(float) floats;
-typedef VECTOR(int32_t) ints32;
-typedef VECTOR(uint32_t) words32;
-typedef VECTOR(uint16_t) words16;
-typedef VECTOR(int16_t) ints16;
-typedef VECTOR(int8_t) ints8;
-
-static inline floats lanes_of_32(const float *at) {
-    floats lanes;
-    memcpy(&lanes, at, sizeof lanes);
-    return lanes;
-}
-
-/* bf16 is the upper half of an fp32 number. */
-static inline floats lanes_of_16(const uint16_t *at) {
-#ifdef __AVX512F__ /* for which gcc 12 finds a longer way by itself */
-    return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at)), 16);
-#else
-    words16 half;
-    memcpy(&half, at, sizeof half);
-    return (floats)(__builtin_convertvector(half, words32) << 16);
-#endif
-}
-
-static inline floats lanes_of_8(const int8_t *at) {
-#if defined(__AVX512F__) /* for which, and for AVX2, gcc 12 finds a longer way by itself */
-    return (floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)at)));
-#elif defined(__AVX2__)
-    return (floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)at)));
-#else
-    ints8 whole;
-    memcpy(&whole, at, sizeof whole);
-    return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(whole, ints16), ints32), floats);
-#endif
-}
-
-static inline float from_bf16(uint16_t half) {
-    uint32_t bits = (uint32_t)half << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-static inline uint16_t to_bf16(float x) { /* to the nearest, and of two to the even one, as torch does it */
-    uint32_t bits;
-    if (x != x) return 0x7fc0; /* NaN stays NaN */
-    memcpy(&bits, &x, sizeof bits);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
+#include "lanes.h"
 
 #if WEIGHT_BITS == 8
 typedef int8_t weight;
@@ -92,18 +28,6 @@ typedef uint16_t weight;
 typedef float weight;
 #define weight_lanes lanes_of_32
 #define from_weight(w) (w)
-#endif
-
-#if NUMBER_BITS == 16
-typedef uint16_t number;
-#define number_lanes lanes_of_16
-#define from_number from_bf16
-#define to_number to_bf16
-#else
-typedef float number;
-#define number_lanes lanes_of_32
-#define from_number(x) (x)
-#define to_number(x) (x)
 #endif
 
 /* What few_tokens.py fills in; the same fields in the same order stand there. */
@@ -139,16 +63,6 @@ struct tokens {
     int64_t blocks_each; /* blocks: [n][blocks_each], the blocks of each token's text; asked: [wanted] */
     int64_t longest;     /* the largest position, and 1 */
 };
-
-static inline float sum_of(floats lanes) { /* halves are added, until one number is left */
-#ifdef __AVX512F__
-    return _mm512_reduce_add_ps((__m512)lanes);
-#else
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-    return lanes[0];
-#endif
-}
 
 /* Matrix products -----------------------------------------------------------------------------------
 

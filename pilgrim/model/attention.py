@@ -23,6 +23,7 @@ from pilgrim.model.attention_spans import Attend as Attend
 from pilgrim.model.attention_spans import Windows, different, window_of
 from pilgrim.model.attention_spans import document_mask as document_mask
 from pilgrim.model.config import ModelConfig
+from pilgrim.model.document_attention import document_attention
 from pilgrim.model.layers import Linear, RMSNorm, rotate, taken
 
 BLOCK = 256  # queries at a time
@@ -47,6 +48,8 @@ def packed_attention(
             return flex_attention(layout, window)
         assert layout is not None
         return varlen_attention(layout, window)
+    if backend == "documents":
+        return document_attention(documents_bt, window)
     if backend == "reference":
         return reference_attention(documents_bt, window)
     if backend is None:

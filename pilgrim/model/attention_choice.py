@@ -1,11 +1,16 @@
 """Which attention backend a machine has, and which of them is fastest for a network.
 
-On a CPU and on Apple's GPU there is nothing to choose: it is our blocks where a CPU's step is compiled, and
-else torch's fused kernel. On an NVIDIA GPU it depends on the card, its torch, the packages beside it, and
-the network's shape. So whatever can run is timed once, forward and backward, on rows of the real shape; what
-fails or disagrees with the plain formula is left out, and the fastest is taken. `runtime.attention`
-overrules that. With `runtime.deterministic` nothing is left to timing: the first of TIMED is taken that adds
-in a fixed order in backward, where most kernels let thread blocks add to dQ as they get done.
+On an NVIDIA GPU it depends on the card, its torch, the packages beside it, and the network's shape. So
+whatever can run is timed once, forward and backward, on rows of the real shape; what fails or disagrees
+with the plain formula is left out, and the fastest is taken. With `runtime.deterministic` nothing is left to
+timing: the first of TIMED is taken that adds in a fixed order in backward, where most kernels let thread
+blocks add to dQ as they get done.
+
+On a CPU a rule decides, so that every run of a seed has the same bits: our C on x86 processors, but not in
+bf16 with AMX, whose matrix unit only torch's products use. Then, and on other processors, it is our blocks
+where the step is compiled, and else torch's fused kernel, as on Apple's GPU.
+
+`runtime.attention` overrules all that.
 
     choice = choose(runtime, config, rows)
     choice.backend, choice.milliseconds, choice.note
@@ -14,6 +19,7 @@ The time is that of all layers together: windows make some of them cheaper.
 """
 
 import math
+import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,14 +29,17 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from pilgrim.core import machine
 from pilgrim.core.errors import SettingsError
 from pilgrim.core.runtime import Runtime
+from pilgrim.model import document_attention
 from pilgrim.model.attention import packed_attention, reference_attention
 from pilgrim.model.attention_kernels import FLASH, Backend, prepare
 from pilgrim.model.attention_spans import different
 from pilgrim.model.config import ModelConfig
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
+FOR_CPUS: tuple[Backend, ...] = ("blocks", "documents")
 TIMED: tuple[Backend, ...] = ("fa4", "fa3", "varlen", "flex")  # never a table of all pairs on a GPU
 TOLERANCE = 2**-5  # of the largest value, against the formula in fp32: bf16 rounds at 2**-8, several times
 TIMED_RUNS = 10
@@ -71,7 +80,11 @@ def trouble(backend: Backend, runtime: Runtime, config: ModelConfig) -> str | No
     if device != "cuda":
         if backend in TIMED:
             return f"it needs an NVIDIA GPU, and this run computes on {device}"
-        return "it is for CPUs" if backend == "blocks" and device != "cpu" else None
+        if backend in FOR_CPUS and device != "cpu":
+            return "it is for CPUs"
+        return document_attention.trouble(runtime.dtype) if backend == "documents" else None
+    if backend == "documents":
+        return "it is for CPUs"
     if backend in ("sdpa", "blocks"):
         return "with packed documents it needs a table of all pairs, which no GPU should have to hold"
     if backend == "flex":
@@ -118,8 +131,10 @@ def choose(runtime: Runtime, config: ModelConfig, rows: int) -> Choice:
     refuse_impossible(runtime, config)
     if runtime.attention != "auto":
         return activated(Choice(runtime.attention))
+    if runtime.device.type == "cpu":
+        return on_a_cpu(runtime)
     if runtime.device.type != "cuda":
-        return Choice("blocks" if runtime.device.type == "cpu" and runtime.compile else "sdpa")
+        return Choice("sdpa")
     # Nothing is said of the others: nobody expects FlashAttention 3 on another card than Hopper's.
     candidates = [backend for backend in TIMED if trouble(backend, runtime, config) is None]
 
@@ -128,6 +143,20 @@ def choose(runtime: Runtime, config: ModelConfig, rows: int) -> Choice:
         return measure_ms(backend, runtime, config, rows)
 
     return activated(fastest(candidates, measure, first=runtime.deterministic))
+
+
+def on_a_cpu(runtime: Runtime) -> Choice:
+    """What a CPU computes by, for any network. The rule is as measured (journal, 2026-11-23, a faster step);
+    nobody has measured on ARM, nor on Apple's processors.
+    """
+    if runtime.attention != "auto":
+        return Choice(runtime.attention)
+    by_torch: Backend = "blocks" if runtime.compile else "sdpa"
+    amx = runtime.dtype == torch.bfloat16 and "AMX" in machine.bf16_instructions()
+    if amx or platform.machine() != "x86_64":
+        return Choice(by_torch)
+    why = document_attention.trouble(runtime.dtype)
+    return Choice(by_torch, left_out={"documents": why}) if why else Choice("documents")
 
 
 def fastest(

@@ -34,7 +34,7 @@ from pilgrim.model.attention_spans import (
     window_of,
 )
 
-Backend = Literal["varlen", "fa3", "fa4", "flex", "sdpa", "blocks", "reference"]
+Backend = Literal["varlen", "fa3", "fa4", "flex", "sdpa", "blocks", "documents", "reference"]
 FLASH: tuple[Backend, ...] = ("varlen", "fa3", "fa4")  # one interface, three sets of kernels
 
 # What a backend wants to know of a batch: where documents begin, or which blocks to visit for each window.

@@ -6,17 +6,17 @@ means in papers and in torch's own counter; norms, softmax and rotations are a p
 them. A matrix with n entries costs 2n operations a token forward. Backward costs twice as much: one
 product for the gradient of the input, one for that of the weights.
 
-Attention's share depends on how many keys a query meets, and there are three honest answers:
+Attention's share depends on how many keys a query meets, and there are two honest answers:
 
 - *needed*: a token looks at itself and what came before it in its document, (n + 1) / 2 tokens on
   average over a document of n. This is the useful work: divide it by the time for a share of the peak.
   A layer with a sliding window needs min(n, window) of them at most.
-- *multiplied*: a fused kernel with a mask multiplies every query of a row with every key of it and
-  then throws the forbidden scores away. It doesn't keep the scores for backward either, but computes
-  them again: five products instead of four (Dao et al. 2022). This is what the machine is busy with.
-  A dense mask hides what is outside of a window, too, without saving anything.
 - *conventional*: what published MFU divides by. Every query meets every key of the row (Chowdhery et al.
   2022, appendix B), or as many as its layer's window has (nanochat), and backward costs twice forward.
+
+What a machine really multiplies depends on the attention backend. A kernel with a mask multiplies every query
+with every key and throws the forbidden scores away; fused, it computes them a second time in backward, five
+products instead of four (Dao et al. 2022).
 """
 
 from dataclasses import dataclass
@@ -84,13 +84,6 @@ def flops_needed(config: ModelConfig, document: int, adapters: int = 0) -> Flops
         beside = 2 * adapters
         return Flops(matrices + beside + scores, 2 * matrices + 3 * (beside + scores))
     return Flops(matrices + scores, 3 * (matrices + scores))
-
-
-def flops_multiplied(config: ModelConfig, row: int) -> Flops:
-    """Operations per token that a fused, densely masked kernel does over packed rows of `row` tokens."""
-    scores = _scores_flops(config, config.depth * row)
-    matrices = _matrix_flops(config)
-    return Flops(matrices + scores, 3 * matrices + scores + 5 * scores // 2)
 
 
 def flops_conventional(config: ModelConfig, row: int) -> Flops:

@@ -1,6 +1,6 @@
-"""Which attention a stage trains with: found by timing, once in a run for a machine and a shape, and kept.
+"""Which attention a stage trains with: on a GPU timed once in a run, for a machine and a shape, and kept.
 
-Two backends (model/attention_kernels.py) round differently. So what was found is remembered in the run's
+Two backends (model/attention_kernels.py) round differently. So what was timed is remembered in the run's
 folder: a resumed run goes on with the one it began with, even if a second timing would prefer another.
 """
 
@@ -38,7 +38,7 @@ def _found_attention(journey: Journey, config: ModelConfig, rows: int, log: RunL
     if before is not None and trouble(before["backend"], runtime, config) is None:
         return Choice(before["backend"], before["milliseconds"], before["left_out"])
     choice = choose(runtime, config, rows)
-    if runtime.device.type == "cuda" or runtime.attention != "auto":  # elsewhere there is nothing to choose
+    if choice.milliseconds or choice.left_out or runtime.attention != "auto":  # else a rule has decided
         log.event("attention", **asdict(choice))
         journey.console.say(choice.note)
     if choice.milliseconds:

@@ -18,6 +18,7 @@ from pilgrim.core.compiling import compiled
 from pilgrim.core.runtime import Runtime
 from pilgrim.core.slices import whole
 from pilgrim.data.loader import Batch
+from pilgrim.model.attention_choice import on_a_cpu
 from pilgrim.model.attention_kernels import Backend, prepare
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.losses import HeadLoss, Losses, next_token_losses, token_losses
@@ -37,10 +38,13 @@ def compiled_token_losses(
 ) -> TokenLosses:
     """`token_losses`, compiled if the runtime says so. Training and validation share the compiled code.
 
-    `backend` is the attention that was chosen. What it needs to know of a batch is made before, outside of
-    the compiled part (model/attention_kernels.py), so that this is one graph for every batch.
+    `backend` is the attention that was chosen; without it, a CPU takes the one that it trains with. What it
+    needs to know of a batch is made before, outside of the compiled part (model/attention_kernels.py), so
+    that this is one graph for every batch.
     """
     whole = compiled(token_losses) if runtime.compile else token_losses
+    if backend is None and runtime.device.type == "cpu":
+        backend = on_a_cpu(runtime).backend
 
     def losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
         layout = prepare(batch.documents_bt, batch.starts_bd, model.windows, backend)
@@ -69,7 +73,7 @@ def losses_by_block(
             block.forward = compiled(block.forward)
     compiled_head = compiled(head_loss)
     if backend is None and runtime.device.type == "cpu":
-        backend = "blocks"  # what is compiled takes by itself; here attention is prepared outside
+        backend = on_a_cpu(runtime).backend
 
     def losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
         layout = prepare(batch.documents_bt, batch.starts_bd, model.windows, backend)

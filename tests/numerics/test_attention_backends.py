@@ -105,7 +105,7 @@ def check(backend: Backend, window: Windows, heads: Any, head_size: int, device:
         compare(found, expected, tolerance)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "blocks"])
+@pytest.mark.parametrize("backend", ["sdpa", "blocks", "documents"])
 @over_all_shapes
 def test_a_cpu_s_backends_are_the_formula(
     backend: Backend, window: Windows, heads: tuple[int, int], head_size: int
@@ -267,7 +267,7 @@ def step(losses: Any, model: Transformer, batch: Batch) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("window", [None, 37], ids=["no window", "windows"])
-@pytest.mark.parametrize("backend", ["varlen", "blocks"])
+@pytest.mark.parametrize("backend", ["varlen", "blocks", "documents"])
 def test_a_compiled_step_is_one_graph_for_any_number_of_documents(
     backend: Backend, window: int | None, varlen_on_a_cpu: None
 ) -> None:

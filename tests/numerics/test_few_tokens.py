@@ -91,6 +91,17 @@ def test_it_computes_what_torch_does(name: str, threads: int) -> None:
         assert fast.shape == slow.shape and torch.allclose(slow, fast, atol=2e-4)
 
 
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_it_does_on_narrower_processors(narrower: None, monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    monkeypatch.setattr(few_tokens, "library", library.__wrapped__)
+    model = some_model("grouped", torch.float32 if bits == 32 else torch.bfloat16, vocabulary=96)
+    if bits == 8:
+        model = quantized(model, "int8")
+    for seed in range(3):
+        slow, fast = by_both(model, 2, seed)
+        assert (slow - fast).abs().mean() < (1e-5 if bits == 32 else 0.02) * slow.abs().mean()
+
+
 @pytest.mark.parametrize("weights", ["full", "int8"])
 @pytest.mark.parametrize("name", ["grouped", "windows"])
 def test_with_fewer_bits_it_is_within_their_rounding(name: str, weights: Weights) -> None:

@@ -66,6 +66,7 @@ def test_zeros_stay_and_what_is_not_finite_is_noticed() -> None:
         assert not rounded(x, E4M3).isfinite().all()
 
 
+@pytest.mark.usefixtures("fp8_products")
 @pytest.mark.parametrize("tokens", [(16,), (2, 8)], ids=["flat", "rows"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile of torch itself
@@ -110,6 +111,7 @@ def test_only_the_blocks_linear_layers_change() -> None:
     assert len(fp8) == 7 * CONFIG.depth
 
 
+@pytest.mark.usefixtures("fp8_products")
 def test_the_whole_gradient_points_where_bf16_s_does() -> None:
     model, directions = network(), []
     for fp8 in (False, True):
@@ -129,6 +131,7 @@ def test_the_whole_gradient_points_where_bf16_s_does() -> None:
         assert 0.95 < cosine < 1, f"{name}: {cosine}"
 
 
+@pytest.mark.usefixtures("fp8_products")
 def test_evaluation_and_replies_are_in_bf16_to_the_bit() -> None:
     plain, model = network(), network()
     train_in_fp8(model.model.layers)

@@ -36,7 +36,11 @@ def some_model(**more: bool) -> Transformer:
 @pytest.mark.parametrize("weights", LAYERS)
 @pytest.mark.parametrize("rows", [1, FEW, FEW + 1, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_layer_multiplies_the_rounded_weights(weights: Weights, rows: int, dtype: torch.dtype) -> None:
+def test_a_layer_multiplies_the_rounded_weights(
+    weights: Weights, rows: int, dtype: torch.dtype, request: pytest.FixtureRequest
+) -> None:
+    if weights == "fp8":
+        request.getfixturevalue("fp8_products")
     model = some_model()
     weight = model.lm_head.weight.detach().clone()
     weight[3] = 0  # a row without any scale

@@ -164,7 +164,7 @@ def _product_bytes(kind: str, op: Op) -> Iterator[float]:
 def _attention_flops(kind: str, tensors: list[Any]) -> float | None:
     """Fused attention over [b, h, t, d]: scores and their mixture; backward does five products for two."""
     four = [dims for dims in tensors if len(dims) == 4]
-    if len(four) < 3 or "varlen" in kind:
+    if len(four) < 3 or "varlen" in kind or "documents" in kind:
         return None  # documents of their own length: shapes don't tell which queries meet which keys
     backward = "backward" in kind
     q, k = (four[1], four[2]) if backward else (four[0], four[1])  # backward has the gradient first

@@ -1,13 +1,15 @@
 """Which backend is taken, what is refused, and what is said about it."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
 
-from pilgrim.core.errors import SettingsError
+from pilgrim.core import machine
+from pilgrim.core.errors import PilgrimError, SettingsError
 from pilgrim.core.runtime import Runtime
+from pilgrim.model import document_attention
 from pilgrim.model.attention_choice import (
     BACKENDS,
     Choice,
@@ -27,16 +29,52 @@ APPLE = replace(CPU, device=torch.device("mps"))
 NVIDIA = replace(CPU, device=torch.device("cuda"), compile=True)  # fp32: what needs no look at the card
 
 
+COMPILED, IN_BF16 = replace(CPU, compile=True), replace(CPU, dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize(
-    ("runtime", "backend"),
-    [(CPU, "sdpa"), (replace(CPU, compile=True), "blocks"), (APPLE, "sdpa")],
-    ids=["cpu", "cpu compiled", "mps"],
+    ("runtime", "processor", "flags", "backend"),
+    [
+        (CPU, "x86_64", "avx2", "documents"),
+        (COMPILED, "x86_64", "avx2", "documents"),
+        (IN_BF16, "x86_64", "avx512_bf16", "documents"),
+        (CPU, "x86_64", "avx512_bf16 amx_bf16", "documents"),  # AMX has no products in fp32
+        (IN_BF16, "x86_64", "avx512_bf16 amx_bf16", "sdpa"),
+        (replace(IN_BF16, compile=True), "x86_64", "avx512_bf16 amx_bf16", "blocks"),
+        (CPU, "aarch64", "", "sdpa"),
+        (COMPILED, "arm64", "", "blocks"),
+        (APPLE, "arm64", "", "sdpa"),
+    ],
 )
-def test_without_an_nvidia_gpu_there_is_one_answer(runtime: Runtime, backend: str) -> None:
-    assert choose(runtime, CONFIG, rows=2) == Choice(backend)  # type: ignore[arg-type]
+def test_without_an_nvidia_gpu_a_rule_decides(
+    monkeypatch: pytest.MonkeyPatch, runtime: Runtime, processor: str, flags: str, backend: Any
+) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: {"flags": flags})
+    monkeypatch.setattr("platform.machine", lambda: processor)
+    assert choose(runtime, CONFIG, rows=2) == Choice(backend)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "blocks", "reference"])
+def test_amx_that_torch_must_not_use_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: {"flags": "avx512_bf16 amx_bf16"})
+    for most, left in [("AVX512_CORE_BF16", ["AVX-512-BF16"]), ("avx512_core_amx", ["AVX-512-BF16", "AMX"])]:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
+        assert machine.bf16_instructions() == left
+
+
+def test_without_a_c_compiler_torch_s_own_is_taken_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(document_attention, "_code", missing)
+    choice = choose(COMPILED, CONFIG, rows=2)
+    assert choice == Choice("blocks", left_out={"documents": "there is no C compiler cc"})
+    assert choice.note == "Attention by blocks; documents is left out: there is no C compiler cc."
+
+
+def missing(dtype: torch.dtype) -> NoReturn:
+    raise PilgrimError("there is no C compiler cc")
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "blocks", "documents", "reference"])
 def test_what_a_cpu_can_do_may_be_asked_for(backend: Any) -> None:
     assert choose(replace(CPU, attention=backend), CONFIG, rows=2).backend == backend
 
@@ -48,6 +86,13 @@ def test_what_a_cpu_can_do_may_be_asked_for(backend: Any) -> None:
         (CPU, "fa3", "needs an NVIDIA GPU"),
         (CPU, "flex", "needs an NVIDIA GPU"),
         (APPLE, "blocks", "for CPUs"),
+        (APPLE, "documents", "for CPUs"),
+        (NVIDIA, "documents", "for CPUs"),
+        (
+            replace(CPU, dtype=torch.float64),
+            "documents",
+            "it computes in fp32 and bf16, and this run in float64",
+        ),
         (NVIDIA, "sdpa", "table of all pairs"),
         (NVIDIA, "blocks", "table of all pairs"),
         (replace(NVIDIA, compile=False), "flex", "runtime.compile is off"),
@@ -113,7 +158,7 @@ def test_if_nothing_runs_the_formula_remains_and_its_cost_is_told() -> None:
     assert "table of all pairs" in choice.note
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "blocks", "reference"])
+@pytest.mark.parametrize("backend", ["sdpa", "blocks", "documents", "reference"])
 def test_timing_measures_what_agrees_with_the_formula(backend: Any) -> None:
     assert 0 < measure_ms(backend, CPU, CONFIG, rows=2) < 1e4
 

@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from pilgrim.model.attention import Attend, document_mask, packed_attention, reference_attention
 from pilgrim.model.config import ModelConfig, ModelSettings
 from pilgrim.model.count import (
     Flops,
     flops_conventional,
-    flops_multiplied,
     flops_needed,
     kv_cache_bytes,
     optimizer_bytes,
@@ -26,8 +25,6 @@ from pilgrim.model.transformer import Transformer
 from pilgrim.optim.adamw import AdamW
 from pilgrim.optim.muon import Muon
 
-aten = torch.ops.aten
-Shape = tuple[int, ...]
 B, T = 2, 24
 SHAPES = {
     "plain": ModelSettings(depth=2, width=32, head_size=16),
@@ -77,35 +74,21 @@ def test_parameters_are_those_of_the_network(config: ModelConfig) -> None:
     assert count.norms == named("norm")
 
 
-def test_multiplied_flops_are_what_a_fused_kernel_does(config: ModelConfig) -> None:
-    """torch's counter doesn't know the CPU's fused kernel, but has the formula for such kernels."""
-    fused = FlopCounterMode(
-        display=False,
-        custom_mapping={
-            aten._scaled_dot_product_flash_attention_for_cpu: fused_forward,
-            aten._scaled_dot_product_flash_attention_for_cpu_backward: fused_backward,
-        },
-    )
-    assert counted(config, lambda d: packed_attention(d, torch.float32), fused) == flops_multiplied(config, T)
+def dense(config: ModelConfig) -> Flops:
+    """Of attention with a mask, which hides what is outside of a window without saving anything."""
+    return flops_conventional(config.model_copy(update={"window": None}), T)
 
 
-def fused_forward(q: Shape, k: Shape, v: Shape, *_: object, **__: object) -> int:
-    return int(sdpa_flop_count(q, k, v))
+def matrices(config: ModelConfig) -> int:
+    return flops_conventional(config, 0).forward
 
 
-def fused_backward(out: Shape, q: Shape, k: Shape, v: Shape, *_: object, **__: object) -> int:
-    return int(sdpa_backward_flop_count(out, q, k, v))
-
-
-def test_unfused_attention_does_not_compute_the_scores_twice(config: ModelConfig) -> None:
-    """The formula written out, and torch's unfused kernel: dense, but four products backward, not five."""
-    dense = flops_multiplied(config, T).forward
-    assert counted(config, reference_attention, FlopCounterMode(display=False)) == Flops(dense, 3 * dense)
+def test_conventional_flops_are_those_of_attention_with_a_mask(config: ModelConfig) -> None:
+    """The formula written out, and torch's unfused kernel."""
+    assert counted(config, reference_attention, FlopCounterMode(display=False)) == dense(config)
     with sdpa_kernel(SDPBackend.MATH):
-        unfused = counted(
-            config, lambda d: packed_attention(d, torch.float32), FlopCounterMode(display=False)
-        )
-    assert unfused == Flops(dense, 3 * dense)
+        counter = FlopCounterMode(display=False)
+        assert counted(config, lambda d: packed_attention(d, torch.float32), counter) == dense(config)
 
 
 def test_adapters_save_the_products_that_make_gradients(config: ModelConfig) -> None:
@@ -113,23 +96,21 @@ def test_adapters_save_the_products_that_make_gradients(config: ModelConfig) -> 
     model = network(config)
     adapt(model, LoraSettings(rank=2), torch.Generator().manual_seed(3))
     found = counted_of(model, reference_attention, FlopCounterMode(display=False))
-    adapters, no_scores = numbers(model), flops_multiplied(config, 0)
-    dense = flops_multiplied(config, T).forward - no_scores.forward
-    needed = flops_needed(config, 1, adapters)
-    scores = flops_needed(config, 1).forward - no_scores.forward  # of a token that sees itself
-    assert found.forward == needed.forward - scores + dense
+    all_scores = dense(config).forward - matrices(config)
+    needed = flops_needed(config, 1, numbers(model))
+    scores = flops_needed(config, 1).forward - matrices(config)  # of a token that sees itself
+    assert found.forward == needed.forward - scores + all_scores
     read = (
         2 * config.width * config.head_size * (config.heads + 2 * config.kv_heads) + 3 * 2 * config.width * 2
     )
-    assert found.training == needed.training + 3 * (dense - scores) - read
+    assert found.training == needed.training + 3 * (all_scores - scores) - read
 
 
 def test_needed_flops_count_every_allowed_pair_once(config: ModelConfig) -> None:
     """Computed one query at a time, each with its own past only, and summed over a document."""
     n = 7
-    one_key = flops_multiplied(config, 1).forward - flops_multiplied(config, 0).forward
-    matrices = flops_multiplied(config, 0).forward
-    total = n * matrices
+    one_key = flops_conventional(config, 1).forward - matrices(config)
+    total = n * matrices(config)
     for window in config.windows:
         total += sum(one_key // config.depth * min(i + 1, window or n) for i in range(n))
     needed = flops_needed(config, n)
@@ -141,26 +122,20 @@ def test_needed_flops_are_the_pairs_that_the_mask_allows(config: ModelConfig) ->
     one_pair = 4 * config.heads * config.head_size
     document = torch.zeros(1, T, dtype=torch.int32)
     pairs = sum(int(document_mask(document, window).sum()) for window in config.windows)
-    matrices = flops_multiplied(config, 0).forward
-    assert flops_needed(config, T).forward == matrices + one_pair * pairs // T
+    assert flops_needed(config, T).forward == matrices(config) + one_pair * pairs // T
 
 
 def test_conventional_flops_are_dense_within_the_window(config: ModelConfig) -> None:
-    matrices, one_pair = flops_multiplied(config, 0).forward, 4 * config.heads * config.head_size
+    one_pair = 4 * config.heads * config.head_size
     keys = sum(T if window is None else min(window, T) for window in config.windows)
     conventional = flops_conventional(config, T)
-    assert conventional == Flops(matrices + one_pair * keys, 3 * (matrices + one_pair * keys))
+    forward = matrices(config) + one_pair * keys
+    assert conventional == Flops(forward, 3 * forward)
     assert flops_needed(config, T).forward < conventional.forward
     # 6 operations a parameter in a matrix, 12 a layer, width and key: the papers' formula.
     if config.window is None and config.heads * config.head_size == config.width:
         n = parameters(config).matrices + config.vocab_size * config.width
         assert conventional.training == 6 * n + 12 * config.depth * config.width * T
-
-
-def test_needed_is_at_most_what_is_multiplied(config: ModelConfig) -> None:
-    needed, multiplied = flops_needed(config, T), flops_multiplied(config, T)
-    assert needed.forward < multiplied.forward
-    assert needed.training < multiplied.training
 
 
 def test_bytes_of_weights(config: ModelConfig) -> None:
