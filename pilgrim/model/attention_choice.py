@@ -145,6 +145,19 @@ def choose(runtime: Runtime, config: ModelConfig, rows: int) -> Choice:
     return activated(fastest(candidates, measure, first=runtime.deterministic))
 
 
+def untimed(runtime: Runtime, config: ModelConfig) -> Backend | None:
+    """What evaluation takes, which is too short to time anything; None is torch's fused kernel with a table.
+
+    On a CPU that is what training takes there, and on an NVIDIA GPU FlashAttention 2, or else FlexAttention.
+    """
+    if runtime.device.type == "cpu":
+        return on_a_cpu(runtime).backend
+    if runtime.device.type == "cuda":
+        able: tuple[Backend, ...] = ("varlen", "flex")
+        return next((backend for backend in able if trouble(backend, runtime, config) is None), None)
+    return None
+
+
 def on_a_cpu(runtime: Runtime) -> Choice:
     """What a CPU computes by, for any network. The rule is as measured (journal, 2026-11-23, a faster step);
     nobody has measured on ARM, nor on Apple's processors.

@@ -23,6 +23,7 @@ from pilgrim.core.errors import DataError, PilgrimError
 from pilgrim.core.files import read_jsonl_zst, write_atomic
 from pilgrim.data.loader import Batch, Position
 from pilgrim.model.attention import packed_attention
+from pilgrim.model.attention_choice import untimed
 from pilgrim.model.transformer import Transformer
 from pilgrim.stages.rl_tasks import Posed, Prompts
 from pilgrim.stages.rl_writer import CUT_OFF, Writer
@@ -147,7 +148,8 @@ class Rounds:
         assert self.reference is not None
         model, device = self.reference, self.runtime.device
         batch = batch_of([(rollout, 0.0)], self.context, 0).to(device)
-        attend = packed_attention(batch.documents_bt, self.runtime.dtype, model.windows)
+        backend = untimed(self.runtime, model.config)
+        attend = packed_attention(batch.documents_bt, self.runtime.dtype, model.windows, backend)
         hidden = model(batch.inputs_bt, attend, dtype=self.runtime.dtype)
         logprobs_n, _ = linear_logprobs(
             hidden.flatten(0, 1),

@@ -18,7 +18,7 @@ from pilgrim.core.compiling import compiled
 from pilgrim.core.runtime import Runtime
 from pilgrim.core.slices import whole
 from pilgrim.data.loader import Batch
-from pilgrim.model.attention_choice import on_a_cpu
+from pilgrim.model.attention_choice import untimed
 from pilgrim.model.attention_kernels import Backend, prepare
 from pilgrim.model.transformer import Transformer
 from pilgrim.train.losses import HeadLoss, Losses, next_token_losses, token_losses
@@ -38,17 +38,16 @@ def compiled_token_losses(
 ) -> TokenLosses:
     """`token_losses`, compiled if the runtime says so. Training and validation share the compiled code.
 
-    `backend` is the attention that was chosen; without it, a CPU takes the one that it trains with. What it
-    needs to know of a batch is made before, outside of the compiled part (model/attention_kernels.py), so
-    that this is one graph for every batch.
+    `backend` is the attention that was chosen; without, it is `untimed`. What it needs to know of a batch is
+    made before, outside of the compiled part (model/attention_kernels.py), so that this is one graph for
+    every batch.
     """
     whole = compiled(token_losses) if runtime.compile else token_losses
-    if backend is None and runtime.device.type == "cpu":
-        backend = on_a_cpu(runtime).backend
 
     def losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
-        layout = prepare(batch.documents_bt, batch.starts_bd, model.windows, backend)
-        return whole(model, batch, dtype, backend, layout, head_loss)
+        taken = backend or untimed(runtime, model.config)
+        layout = prepare(batch.documents_bt, batch.starts_bd, model.windows, taken)
+        return whole(model, batch, dtype, taken, layout, head_loss)
 
     return losses
 
@@ -72,12 +71,11 @@ def losses_by_block(
         if "forward" not in vars(block):  # else it was compiled before, for another head's loss
             block.forward = compiled(block.forward)
     compiled_head = compiled(head_loss)
-    if backend is None and runtime.device.type == "cpu":
-        backend = on_a_cpu(runtime).backend
 
     def losses(model: Transformer, batch: Batch, dtype: torch.dtype) -> Losses:
-        layout = prepare(batch.documents_bt, batch.starts_bd, model.windows, backend)
-        return token_losses(model, batch, dtype, backend, layout, compiled_head)
+        taken = backend or untimed(runtime, model.config)
+        layout = prepare(batch.documents_bt, batch.starts_bd, model.windows, taken)
+        return token_losses(model, batch, dtype, taken, layout, compiled_head)
 
     return losses
 

@@ -20,6 +20,7 @@ from pilgrim.model.attention_choice import (
     measure_ms,
     refuse_impossible,
     trouble,
+    untimed,
 )
 from pilgrim.model.config import ModelSettings
 
@@ -60,6 +61,22 @@ def test_amx_that_torch_must_not_use_does_not_count(monkeypatch: pytest.MonkeyPa
     for most, left in [("AVX512_CORE_BF16", ["AVX-512-BF16"]), ("avx512_core_amx", ["AVX-512-BF16", "AMX"])]:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
         assert machine.bf16_instructions() == left
+
+
+def test_evaluation_on_a_gpu_needs_no_table_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashAttention 2 where the card has it, else FlexAttention."""
+    config = ModelSettings().config(31)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 0))
+    assert untimed(NVIDIA, config) == "flex"  # NVIDIA is in fp32, which FlashAttention doesn't compute in
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+    assert untimed(replace(NVIDIA, dtype=torch.bfloat16), config) == "varlen"
+    assert untimed(APPLE, config) is None
+
+
+@pytest.mark.parametrize("attention", ["auto", "reference"])
+def test_evaluation_on_a_cpu_takes_what_training_takes(attention: Any) -> None:
+    runtime = replace(CPU, attention=attention)
+    assert untimed(runtime, CONFIG) == choose(runtime, CONFIG, rows=2).backend
 
 
 def test_without_a_c_compiler_torch_s_own_is_taken_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
