@@ -148,8 +148,11 @@ def choose(runtime: Runtime, config: ModelConfig, rows: int) -> Choice:
 def untimed(runtime: Runtime, config: ModelConfig) -> Backend | None:
     """What evaluation takes, which is too short to time anything; None is torch's fused kernel with a table.
 
-    On a CPU that is what training takes there, and on an NVIDIA GPU FlashAttention 2, or else FlexAttention.
+    It is what was asked for; else on a CPU what training takes there, and on an NVIDIA GPU FlashAttention 2,
+    or if that can't run FlexAttention.
     """
+    if runtime.attention != "auto":
+        return runtime.attention
     if runtime.device.type == "cpu":
         return on_a_cpu(runtime).backend
     if runtime.device.type == "cuda":
@@ -162,8 +165,6 @@ def on_a_cpu(runtime: Runtime) -> Choice:
     """What a CPU computes by, for any network. The rule is as measured (journal, 2026-11-23, a faster step);
     nobody has measured on ARM, nor on Apple's processors.
     """
-    if runtime.attention != "auto":
-        return Choice(runtime.attention)
     by_torch: Backend = "blocks" if runtime.compile else "sdpa"
     amx = runtime.dtype == torch.bfloat16 and "AMX" in machine.bf16_instructions()
     if amx or platform.machine() != "x86_64":

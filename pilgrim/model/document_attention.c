@@ -23,12 +23,9 @@
 #define STRIP (2 * LANES)
 #if LANES == 16 /* so many rows of C are summed side by side as there are registers for */
 #define ROWS 8
-#else
-#define ROWS 4
-#endif
-#if LANES == 16
 static const ints32 COUNTED = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #else
+#define ROWS 4
 static const ints32 COUNTED = {0, 1, 2, 3, 4, 5, 6, 7};
 #endif
 #define FILLED_UP(size, unit) (((size) + (unit) - 1) / (unit) * (unit))
